@@ -1,0 +1,57 @@
+"""Move thousands of scattered memory blocks between host and GPU in one call.
+
+>>> import numpy as np
+>>> import numba_swap as ns
+>>> with ns.simulate(driver_version=(12, 8)) as gpu:
+...     host = gpu.pinned_array((4, 8), np.float32)
+...     host[:] = np.arange(32).reshape(4, 8)
+...     device = gpu.device_array((6, 8), np.float32)
+...     transfer = ns.swap_blocks(host, device, [[0, 5], [3, 1]])
+...     transfer.wait()
+...     bool((device.copy_to_host()[[5, 1]] == host[[0, 3]]).all())
+True
+"""
+
+from numba_swap._version import __version__
+from numba_swap.copies import Direction
+from numba_swap.dispatch import Decision
+from numba_swap.errors import (
+    BadPlanError,
+    CapturedTransferError,
+    DriverCallError,
+    DriverUnavailableError,
+    EntryPointNotFoundError,
+    ModeUnavailableError,
+    NumbaSwapError,
+    UnsupportedArrayError,
+)
+from numba_swap.info import driver_info
+from numba_swap.settings import Mode, override
+from numba_swap.simulate import simulate
+from numba_swap.swap import CopyPlan, plan_blocks, swap_blocks, swap_blocks_batch
+from numba_swap.transfer import Transfer
+from numba_swap.versions import DriverVersion
+
+__all__ = [
+    "BadPlanError",
+    "CapturedTransferError",
+    "CopyPlan",
+    "Decision",
+    "Direction",
+    "DriverCallError",
+    "DriverUnavailableError",
+    "DriverVersion",
+    "EntryPointNotFoundError",
+    "Mode",
+    "ModeUnavailableError",
+    "NumbaSwapError",
+    "Transfer",
+    "UnsupportedArrayError",
+    "__version__",
+    "driver_info",
+    "override",
+    "plan_blocks",
+    "simulate",
+    "swap_blocks",
+    "swap_blocks_batch",
+]

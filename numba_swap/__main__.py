@@ -1,0 +1,8 @@
+"""``python -m numba_swap``, the same as the command ``numba-swap``."""
+
+import sys
+
+from numba_swap.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""A swap of scientific data through every mode, checked byte for byte: ``numba-swap demo``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_swap.dispatch import Decision
+from numba_swap.driver.api import default_driver
+from numba_swap.errors import DriverUnavailableError
+from numba_swap.settings import Mode, override
+from numba_swap.simulate import simulate
+from numba_swap.swap import plan_blocks
+from numba_swap.versions import DriverVersion
+
+Field = npt.NDArray[np.float32]
+
+SIMULATED_VERSIONS = (
+    DriverVersion(11, 4),
+    DriverVersion(12, 4),
+    DriverVersion(12, 8),
+    DriverVersion(13, 0),
+)
+_TILE = 64
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One line of the demonstration.
+
+    Attributes
+    ----------
+    driver : str
+        Which driver, and whether it is real, pretended or simulated.
+    decision : Decision
+        Mode and reason of the swap to the device.
+    nbytes : int
+        Bytes moved, both ways.
+    seconds : float
+        Time of both swaps; no measure of anything where the driver is simulated.
+    correct : bool
+        Whether every byte came back, and nothing else changed.
+    """
+
+    driver: str
+    decision: Decision
+    nbytes: int
+    seconds: float
+    correct: bool
+
+
+def compute_field(size: int, seed: int = 0) -> Field:
+    """Make a turbulent field: noise with a power spectrum that falls as ``k ** (-5 / 3)``.
+
+    Parameters
+    ----------
+    size : int
+        Points along each of the two axes.
+    seed : int
+        Seed of the noise.
+
+    Returns
+    -------
+    ndarray of float32, shape (size, size)
+        The field, with mean 0 and standard deviation 1.
+    """
+    from scipy import fft
+
+    noise = np.random.default_rng(seed).standard_normal((size, size))
+    k = np.hypot(fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None, :])
+    k[0, 0] = np.inf  # no mean
+    # In two dimensions a shell of radius k holds k modes, so amplitudes fall as k ** (-4 / 3).
+    field = fft.irfft2(fft.rfft2(noise) * k ** (-4 / 3), s=noise.shape)
+    scaled: Field = (field / field.std()).astype(np.float32)
+    return scaled
+
+
+def cut_tiles(field: Field) -> Field:
+    """Cut a field into square tiles, shape ``(tiles, 64, 64)``."""
+    n = field.shape[0] // _TILE
+    tiles = field.reshape(n, _TILE, n, _TILE).swapaxes(1, 2)
+    return np.ascontiguousarray(tiles).reshape(n * n, _TILE, _TILE)
+
+
+def run_demo(size: int = 1024, *, force_simulation: bool = False) -> list[DemoRow]:
+    """Swap half the tiles of a field out to the device and back, on several drivers.
+
+    On a machine with a GPU: the driver as it is, each mode that it has, and the driver
+    pretending to be 12.4 and 11.4. Elsewhere: simulated drivers 11.4, 12.4, 12.8 and 13.0.
+
+    Parameters
+    ----------
+    size : int
+        Points along each axis of the field, a multiple of 64.
+    force_simulation : bool
+        Simulate even where there is a GPU.
+    """
+    tiles = cut_tiles(compute_field(size))
+    if force_simulation or not _has_gpu():
+        rows = []
+        for version in SIMULATED_VERSIONS:
+            with simulate(driver_version=version) as gpu:
+                rows.append(_swap_out_and_in(gpu, tiles, f"{version} simulated"))
+        return rows
+    real = default_driver().version
+    rows = [_swap_out_and_in(_NumbaMemory, tiles, f"{real}")]
+    for mode in Mode:
+        if mode is not Mode.BATCH or default_driver().has("cuMemcpyBatchAsync"):
+            with override(mode=mode):
+                rows.append(_swap_out_and_in(_NumbaMemory, tiles, f"{real}"))
+    for version in SIMULATED_VERSIONS:
+        if version < min(real, DriverVersion(12, 8)):
+            with override(mode="auto", driver_version=version):
+                rows.append(_swap_out_and_in(_NumbaMemory, tiles, f"{real} as {version}"))
+    return rows
+
+
+def format_demo(rows: list[DemoRow]) -> str:
+    """Lay the rows out as a table."""
+    head = ("driver", "mode", "copies", "bytes", "time", "every byte", "reason")
+    lines = [
+        (
+            row.driver,
+            str(row.decision.mode),
+            str(row.decision.copies),
+            str(row.nbytes),
+            "no measure" if row.decision.simulated else f"{row.seconds * 1e6:.0f} us",
+            "right" if row.correct else "WRONG",
+            row.decision.reason,
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    widths[-1] = 0  # the reason is last and long
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (head, *lines)
+    )
+
+
+def _has_gpu() -> bool:
+    try:
+        return default_driver().device_count() > 0
+    except DriverUnavailableError:
+        return False
+
+
+class _NumbaMemory:
+    """Numba's arrays under the names of a simulated GPU's."""
+
+    @staticmethod
+    def pinned_array(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+        from numba import cuda
+
+        array: npt.NDArray[Any] = cuda.pinned_array(shape, dtype)
+        return array
+
+    @staticmethod
+    def device_array(shape: tuple[int, ...], dtype: Any) -> Any:
+        from numba import cuda
+
+        return cuda.device_array(shape, dtype)
+
+
+def _swap_out_and_in(gpu: Any, tiles: Field, driver: str) -> DemoRow:
+    """Move a random half of the tiles into shuffled device slots and back to other places."""
+    rng = np.random.default_rng(1)
+    n = len(tiles)
+    chosen, slots = rng.permutation(n)[: n // 2], rng.permutation(n // 2)
+    host = gpu.pinned_array(tiles.shape, np.float32)
+    host[...] = tiles
+    back = gpu.pinned_array(tiles.shape, np.float32)
+    back[...] = np.nan
+    device = gpu.device_array((n // 2, _TILE, _TILE), np.float32)
+    out = plan_blocks(host, device, np.stack([chosen, slots], axis=1))
+    into = plan_blocks(device, back, np.stack([slots, n - 1 - chosen], axis=1))
+    if not out.explain().simulated:
+        with _timed():  # the first run of a mode compiles it
+            out.run().wait()
+            into.run().wait()
+        back[...] = np.nan
+    with _timed() as elapsed:
+        transfer = out.run()
+        into.run().wait()
+    want = np.full_like(tiles, np.nan)
+    want[n - 1 - chosen] = tiles[chosen]
+    return DemoRow(
+        driver=driver,
+        decision=transfer.decision,
+        nbytes=out.nbytes + into.nbytes,
+        seconds=elapsed[0],
+        correct=back.tobytes() == want.tobytes() and host.tobytes() == tiles.tobytes(),
+    )
+
+
+@contextmanager
+def _timed() -> Iterator[list[float]]:
+    elapsed = [0.0]
+    start = time.perf_counter()
+    yield elapsed
+    elapsed[0] = time.perf_counter() - start

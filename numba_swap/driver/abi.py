@@ -1,0 +1,179 @@
+"""What numba_swap declares of NVIDIA's ``cuda.h``: codes, structures, prototypes.
+
+Every entry point is asked for at one constant version. That version *is* the ABI: CUDA 13 gives
+the name ``cuMemcpyBatchAsync`` to a function of 8 parameters when asked at 13000, and to the one
+of 9 parameters declared here when asked at 12080, on every driver from 12.8 on. Asking at the
+version that happens to be installed would change the prototype under our feet.
+
+Source: ``cuda.h`` and ``cudaTypedefs.h`` of CUDA 12.9 and 13.0 (the ``PFN_..._vNNNNN`` types).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+# CUresult
+SUCCESS = 0
+ERROR_INVALID_VALUE = 1
+ERROR_OUT_OF_MEMORY = 2
+ERROR_NOT_INITIALIZED = 3
+ERROR_NO_DEVICE = 100
+ERROR_INVALID_CONTEXT = 201
+ERROR_INVALID_HANDLE = 400
+ERROR_NOT_FOUND = 500
+ERROR_NOT_READY = 600
+ERROR_ILLEGAL_ADDRESS = 700
+ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+
+# CUdriverProcAddressQueryResult
+SYMBOL_FOUND = 0
+SYMBOL_NOT_FOUND = 1
+VERSION_NOT_SUFFICIENT = 2
+PROC_ADDRESS_DEFAULT = 0
+
+# CUmemorytype
+MEMORYTYPE_HOST = 1
+MEMORYTYPE_DEVICE = 2
+
+# CUpointer_attribute
+POINTER_MEMORY_TYPE = 2
+POINTER_DEVICE_POINTER = 3
+POINTER_IS_MANAGED = 8
+POINTER_DEVICE_ORDINAL = 9
+POINTER_RANGE_START = 11
+POINTER_RANGE_SIZE = 12
+
+# CUdevice_attribute
+DEVICE_MULTIPROCESSOR_COUNT = 16
+DEVICE_COMPUTE_CAPABILITY_MAJOR = 75
+DEVICE_COMPUTE_CAPABILITY_MINOR = 76
+DEVICE_CONCURRENT_MANAGED_ACCESS = 89
+
+# Streams. Handle 0 is the legacy default stream in the functions used here (no `_ptsz`).
+STREAM_LEGACY = 1
+STREAM_PER_THREAD = 2
+STREAM_NON_BLOCKING = 1
+CAPTURE_STATUS_NONE = 0
+CAPTURE_MODE_GLOBAL = 0
+CAPTURE_MODE_RELAXED = 2
+
+EVENT_DISABLE_TIMING = 2
+MEM_HOST_ALLOC_PORTABLE = 1
+MEM_ATTACH_GLOBAL = 1
+
+# CUmemcpySrcAccessOrder: the source is read when the stream reaches the copy, not before.
+SRC_ACCESS_ORDER_STREAM = 1
+
+SIZE_MAX = ctypes.c_size_t(-1).value
+
+
+class MemLocation(ctypes.Structure):
+    """``CUmemLocation``: type 0 gives no hint."""
+
+    _fields_ = (("type", c_int), ("id", c_int))
+
+
+class MemcpyAttributes(ctypes.Structure):
+    """``CUmemcpyAttributes``, the same in 12.8 and 13.0."""
+
+    _fields_ = (
+        ("src_access_order", c_int),
+        ("src_loc_hint", MemLocation),
+        ("dst_loc_hint", MemLocation),
+        ("flags", c_uint),
+    )
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """One driver function as it is asked for and called.
+
+    Attributes
+    ----------
+    name : str
+        Name given to ``cuGetProcAddress``, without any ``_v2`` suffix.
+    version : int
+        Requested version, encoded: the CUDA version that gave the name these parameters.
+    argtypes : tuple of ctypes types
+        Its parameters; each returns a ``CUresult``.
+    essential : bool
+        Whether nothing works without it. The others are reported missing where they are used.
+    """
+
+    name: str
+    version: int
+    argtypes: tuple[Any, ...]
+    essential: bool = True
+
+    @property
+    def ctype(self) -> Any:
+        """The ctypes function type; calls through it release the GIL."""
+        return ctypes.CFUNCTYPE(c_int, *self.argtypes)
+
+
+# Handles (contexts, streams, events, functions) and CUdeviceptr are passed as integers.
+_HANDLE = c_void_p
+_ADDRESS = c_uint64
+
+GET_PROC_ADDRESS_V1 = Prototype(
+    "cuGetProcAddress", 11030, (c_char_p, POINTER(c_void_p), c_int, c_uint64)
+)
+GET_PROC_ADDRESS_V2 = Prototype(
+    "cuGetProcAddress_v2", 12000, (c_char_p, POINTER(c_void_p), c_int, c_uint64, POINTER(c_int))
+)
+
+MEMCPY_BATCH_ASYNC = Prototype(
+    "cuMemcpyBatchAsync",
+    12080,
+    (
+        c_void_p,  # CUdeviceptr *dsts
+        c_void_p,  # CUdeviceptr *srcs
+        c_void_p,  # size_t *sizes
+        c_size_t,  # count
+        POINTER(MemcpyAttributes),  # attrs
+        POINTER(c_size_t),  # attrsIdxs, numAttrs entries
+        c_size_t,  # numAttrs
+        POINTER(c_size_t),  # failIdx
+        _HANDLE,  # hStream
+    ),
+    essential=False,
+)
+
+PROTOTYPES: dict[str, Prototype] = {
+    prototype.name: prototype
+    for prototype in (
+        Prototype("cuInit", 2000, (c_uint,)),
+        Prototype("cuDriverGetVersion", 2020, (POINTER(c_int),)),
+        Prototype("cuGetErrorName", 6000, (c_int, POINTER(c_char_p))),
+        Prototype("cuDeviceGet", 2000, (POINTER(c_int), c_int)),
+        Prototype("cuDeviceGetCount", 2000, (POINTER(c_int),)),
+        Prototype("cuDeviceGetName", 2000, (c_char_p, c_int, c_int)),
+        Prototype("cuDeviceGetAttribute", 2000, (POINTER(c_int), c_int, c_int)),
+        Prototype("cuDevicePrimaryCtxRetain", 7000, (POINTER(_HANDLE), c_int)),
+        Prototype("cuCtxGetCurrent", 4000, (POINTER(_HANDLE),)),
+        Prototype("cuCtxSetCurrent", 4000, (_HANDLE,)),
+        Prototype("cuCtxGetDevice", 2000, (POINTER(c_int),)),
+        Prototype("cuPointerGetAttributes", 7000, (c_uint, c_void_p, c_void_p, _ADDRESS)),
+        Prototype("cuMemHostAlloc", 2020, (POINTER(c_void_p), c_size_t, c_uint)),
+        Prototype("cuMemFreeHost", 2000, (c_void_p,)),
+        Prototype("cuMemcpyAsync", 4000, (_ADDRESS, _ADDRESS, c_size_t, _HANDLE)),
+        MEMCPY_BATCH_ASYNC,
+        Prototype("cuStreamCreate", 2000, (POINTER(_HANDLE), c_uint)),
+        Prototype("cuStreamGetCtx", 9020, (_HANDLE, POINTER(_HANDLE))),
+        Prototype("cuStreamWaitEvent", 3020, (_HANDLE, _HANDLE, c_uint)),
+        Prototype("cuStreamIsCapturing", 10000, (_HANDLE, POINTER(c_int))),
+        Prototype("cuThreadExchangeStreamCaptureMode", 10010, (POINTER(c_int),)),
+        Prototype("cuEventCreate", 2000, (POINTER(_HANDLE), c_uint)),
+        Prototype("cuEventRecord", 2000, (_HANDLE, _HANDLE)),
+        Prototype("cuEventQuery", 2000, (_HANDLE,)),
+        Prototype("cuEventSynchronize", 2000, (_HANDLE,)),
+        Prototype(
+            "cuLaunchKernel",
+            4000,
+            (_HANDLE, *(c_uint,) * 7, _HANDLE, POINTER(c_void_p), POINTER(c_void_p)),
+        ),
+    )
+}

@@ -1,0 +1,387 @@
+"""The driver as the floors above see it: Python names, checked return codes, no C spelling."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Iterator, Sequence
+from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from typing import Any, NamedTuple
+
+from numba_swap.driver import abi
+from numba_swap.driver.entry_points import EntryPoints
+from numba_swap.driver.library import DriverLibrary, NvidiaLibrary
+from numba_swap.driver.pools import Pools
+from numba_swap.errors import DriverCallError, DriverUnavailableError
+from numba_swap.versions import DriverVersion
+
+_QUERIED = (
+    abi.POINTER_MEMORY_TYPE,
+    abi.POINTER_IS_MANAGED,
+    abi.POINTER_DEVICE_ORDINAL,
+    abi.POINTER_DEVICE_POINTER,
+    abi.POINTER_RANGE_START,
+    abi.POINTER_RANGE_SIZE,
+)
+_QUERY_CODES = (c_int * len(_QUERIED))(*_QUERIED)
+
+
+class PointerInfo(NamedTuple):
+    """What the driver knows of one address; all zero if it knows nothing.
+
+    Attributes
+    ----------
+    memory_type : int
+        1 host, 2 device, 0 memory that CUDA did not allocate or register.
+    managed : bool
+        Whether it is managed memory.
+    device : int
+        Ordinal of the device that it belongs to or was allocated for.
+    device_address : int
+        The address by which a kernel reaches it, 0 if it cannot.
+    start, nbytes : int
+        The allocation or registration that holds the address.
+    """
+
+    memory_type: int
+    managed: bool
+    device: int
+    device_address: int
+    start: int
+    nbytes: int
+
+
+class Driver:
+    """A driver library, its entry points, and typed calls of them.
+
+    Parameters
+    ----------
+    library : DriverLibrary
+        NVIDIA's, or a simulated one: the same code runs over both.
+
+    Attributes
+    ----------
+    version : DriverVersion
+        The CUDA version that the driver supports.
+    entry_points : EntryPoints
+        Every function asked for, with the driver's answer.
+    pools : Pools
+        Events, pinned buffers and private streams to use again.
+    kernels : dict
+        Kernels loaded on each device, for the mode that loads them.
+    """
+
+    def __init__(self, library: DriverLibrary) -> None:
+        self.library = library
+        self.entry_points = EntryPoints(library.proc_address)
+        for name in self.entry_points.answers:
+            if self.entry_points.answers[name].found:
+                setattr(self, f"_{name}", self.entry_points.function(name))
+        version = c_int()
+        self._check(self._cuDriverGetVersion(byref(version)), "cuDriverGetVersion")
+        self.version = DriverVersion.from_encoded(version.value)
+        self.pools = Pools(self)
+        self.kernels: dict[int, object] = {}
+        self._lock = threading.Lock()
+        self._initialized = False
+        self._primary_contexts: dict[int, int] = {}
+        self._batch_attributes = abi.MemcpyAttributes(src_access_order=abi.SRC_ACCESS_ORDER_STREAM)
+        self._batch_attribute_index = c_size_t(0)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for an entry point that the driver does not have.
+        if name.startswith("_cu"):
+            return self.entry_points.function(name[1:])
+        raise AttributeError(name)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this is a simulation over host memory."""
+        return self.library.simulated
+
+    def has(self, name: str) -> bool:
+        """Whether the entry point was found."""
+        return self.entry_points.answers[name].found
+
+    def address(self, name: str) -> int:
+        """Address of an entry point, for compiled callers."""
+        self.entry_points.function(name)
+        return self.entry_points.answers[name].address
+
+    def error_name(self, code: int) -> str:
+        """Return the driver's name of a return code."""
+        name = ctypes.c_char_p()
+        if self._cuGetErrorName(code, byref(name)) == abi.SUCCESS and name.value:
+            return name.value.decode()
+        return f"unknown error {code}"
+
+    def _check(self, code: int, function: str) -> None:
+        if code:
+            raise DriverCallError(function, code, self.error_name(code))
+
+    # -- devices and contexts ---------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Initialise the driver; cheap after the first time.
+
+        Raises
+        ------
+        DriverUnavailableError
+            If the driver finds no device or cannot start.
+        """
+        if self._initialized:
+            return
+        code = self._cuInit(0)
+        if code:
+            reason = f"[{code}] cuInit results in {self.error_name(code)}"
+            raise DriverUnavailableError(
+                f"the CUDA driver {self.library.path} has no usable device: {reason}. "
+                "Use numba_swap.simulate() to run without a GPU.",
+                [(self.library.path, reason)],
+            )
+        self._initialized = True
+
+    def device_count(self) -> int:
+        """Return the number of devices."""
+        self.initialize()
+        count = c_int()
+        self._check(self._cuDeviceGetCount(byref(count)), "cuDeviceGetCount")
+        return count.value
+
+    def device_name(self, device: int) -> str:
+        """Name of a device."""
+        self.initialize()
+        name = ctypes.create_string_buffer(256)
+        self._check(self._cuDeviceGetName(name, 256, device), "cuDeviceGetName")
+        return name.value.decode(errors="replace")
+
+    def device_attribute(self, attribute: int, device: int) -> int:
+        """One ``CUdevice_attribute`` of a device."""
+        self.initialize()
+        value = c_int()
+        self._check(
+            self._cuDeviceGetAttribute(byref(value), attribute, device), "cuDeviceGetAttribute"
+        )
+        return value.value
+
+    def current_context(self) -> int:
+        """Return the calling thread's context; device 0's primary one if it has none yet."""
+        self.initialize()
+        context = c_void_p()
+        self._check(self._cuCtxGetCurrent(byref(context)), "cuCtxGetCurrent")
+        if not context.value:
+            context.value = self.primary_context(0)
+            self._check(self._cuCtxSetCurrent(context), "cuCtxSetCurrent")
+        return context.value or 0
+
+    def primary_context(self, device: int) -> int:
+        """Primary context of a device, the one that Numba, CuPy and PyTorch use.
+
+        It is retained once and never released: releasing it at exit would race with the
+        libraries that share it.
+        """
+        with self._lock:
+            if device not in self._primary_contexts:
+                context = c_void_p()
+                self._check(
+                    self._cuDevicePrimaryCtxRetain(byref(context), device),
+                    "cuDevicePrimaryCtxRetain",
+                )
+                self._primary_contexts[device] = context.value or 0
+            return self._primary_contexts[device]
+
+    def context_device(self) -> int:
+        """Ordinal of the device of the calling thread's context."""
+        device = c_int()
+        self._check(self._cuCtxGetDevice(byref(device)), "cuCtxGetDevice")
+        return device.value
+
+    def stream_context(self, stream: int) -> int:
+        """Context that a stream belongs to."""
+        context = c_void_p()
+        self._check(self._cuStreamGetCtx(stream, byref(context)), "cuStreamGetCtx")
+        return context.value or 0
+
+    @contextlib.contextmanager
+    def activate(self, context: int) -> Iterator[None]:
+        """Make a context the calling thread's, and put the former one back afterwards."""
+        former = self.current_context()
+        if former == context:
+            yield
+            return
+        self._check(self._cuCtxSetCurrent(context), "cuCtxSetCurrent")
+        try:
+            yield
+        finally:
+            self._check(self._cuCtxSetCurrent(former), "cuCtxSetCurrent")
+
+    # -- memory -----------------------------------------------------------------------------
+
+    def pointer_info(self, address: int) -> PointerInfo:
+        """Ask what an address is. An address unknown to CUDA is no error here."""
+        values = (c_uint64 * len(_QUERIED))()
+        pointers = (c_void_p * len(_QUERIED))(
+            *(ctypes.addressof(values) + 8 * i for i in range(len(_QUERIED)))
+        )
+        self._check(
+            self._cuPointerGetAttributes(len(_QUERIED), _QUERY_CODES, pointers, address),
+            "cuPointerGetAttributes",
+        )
+        # Narrow values (int, bool) fill the low bytes of their little-endian words.
+        memory_type, managed, device = (value & 0xFFFFFFFF for value in values[:3])
+        return PointerInfo(memory_type, bool(managed & 0xFF), device, *values[3:])
+
+    def host_alloc(self, nbytes: int) -> int:
+        """Allocate pinned host memory that every context can use, also during stream capture."""
+        address = c_void_p()
+        with self.relaxed_capture():
+            self._check(
+                self._cuMemHostAlloc(byref(address), nbytes, abi.MEM_HOST_ALLOC_PORTABLE),
+                "cuMemHostAlloc",
+            )
+        return address.value or 0
+
+    def host_free(self, address: int) -> None:
+        """Free pinned host memory."""
+        with self.relaxed_capture():
+            self._check(self._cuMemFreeHost(address), "cuMemFreeHost")
+
+    # -- streams and events -----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def relaxed_capture(self) -> Iterator[None]:
+        """Allow this thread calls that would end another thread's stream capture.
+
+        Allocations and event queries touch no captured stream here, but the driver cannot know.
+        """
+        mode = c_int(abi.CAPTURE_MODE_RELAXED)
+        self._cuThreadExchangeStreamCaptureMode(byref(mode))
+        try:
+            yield
+        finally:
+            self._cuThreadExchangeStreamCaptureMode(byref(mode))
+
+    @staticmethod
+    def is_default_stream(stream: int) -> bool:
+        """Whether a handle is a default stream, which belongs to whatever context is current."""
+        return stream <= abi.STREAM_PER_THREAD
+
+    def is_capturing(self, stream: int) -> bool:
+        """Whether a stream is being captured into a graph. The legacy one (0, 1) never is."""
+        if stream <= abi.STREAM_LEGACY:
+            return False
+        status = c_int()
+        self._check(self._cuStreamIsCapturing(stream, byref(status)), "cuStreamIsCapturing")
+        return status.value != abi.CAPTURE_STATUS_NONE
+
+    def create_stream(self) -> int:
+        """Create a stream that does not synchronise with the legacy default stream."""
+        stream = c_void_p()
+        with self.relaxed_capture():
+            self._check(
+                self._cuStreamCreate(byref(stream), abi.STREAM_NON_BLOCKING), "cuStreamCreate"
+            )
+        return stream.value or 0
+
+    def create_event(self) -> int:
+        """Create an event without timing, the cheapest kind."""
+        event = c_void_p()
+        with self.relaxed_capture():
+            self._check(
+                self._cuEventCreate(byref(event), abi.EVENT_DISABLE_TIMING), "cuEventCreate"
+            )
+        return event.value or 0
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Mark the work enqueued in a stream so far."""
+        self._check(self._cuEventRecord(event, stream), "cuEventRecord")
+
+    def wait_event(self, stream: int, event: int) -> None:
+        """Let later work in a stream wait for an event; the host does not wait."""
+        self._check(self._cuStreamWaitEvent(stream, event, 0), "cuStreamWaitEvent")
+
+    def event_done(self, event: int) -> bool:
+        """Whether the work before an event is over."""
+        with self.relaxed_capture():
+            code = self._cuEventQuery(event)
+        if code == abi.ERROR_NOT_READY:
+            return False
+        self._check(code, "cuEventQuery")
+        return True
+
+    def synchronize_event(self, event: int) -> None:
+        """Block until the work before an event is over; the GIL is released."""
+        with self.relaxed_capture():
+            code = self._cuEventSynchronize(event)
+        self._check(code, "cuEventSynchronize")
+
+    # -- copies -----------------------------------------------------------------------------
+
+    def memcpy_batch_async(
+        self, dst: int, src: int, sizes: int, count: int, stream: int
+    ) -> tuple[int, int | None]:
+        """Submit many copies in one call.
+
+        Parameters
+        ----------
+        dst, src, sizes : int
+            Addresses of arrays of `count` 64-bit destinations, sources and lengths in bytes.
+        count : int
+            Number of copies, at least 1.
+        stream : int
+            Any stream but the legacy default one.
+
+        Returns
+        -------
+        code : int
+            The driver's return code.
+        failing_index : int or None
+            The copy at fault; None unless the driver wrote a usable index.
+        """
+        fail_index = c_size_t(abi.SIZE_MAX)
+        code = self._cuMemcpyBatchAsync(
+            dst,
+            src,
+            sizes,
+            count,
+            byref(self._batch_attributes),
+            byref(self._batch_attribute_index),
+            1,
+            byref(fail_index),
+            stream,
+        )
+        return code, fail_index.value if code and fail_index.value < count else None
+
+    def launch_kernel(
+        self, function: int, blocks: int, threads: int, stream: int, arguments: Sequence[int]
+    ) -> None:
+        """Launch a kernel whose parameters are all 64-bit integers."""
+        values = (c_uint64 * len(arguments))(*arguments)
+        pointers = (c_void_p * len(arguments))(
+            *(ctypes.addressof(values) + 8 * i for i in range(len(arguments)))
+        )
+        code = self._cuLaunchKernel(
+            function, blocks, 1, 1, threads, 1, 1, c_uint(0), stream, pointers, None
+        )
+        self._check(code, "cuLaunchKernel")
+
+
+_default: Driver | None = None
+_default_lock = threading.Lock()
+
+
+def default_driver() -> Driver:
+    """NVIDIA's driver on this machine, loaded and resolved once for all threads.
+
+    Raises
+    ------
+    DriverUnavailableError
+        If there is none; the next call looks again.
+    """
+    global _default  # noqa: PLW0603 -- the one cached default; every function takes a driver
+    if _default is None:
+        with _default_lock:
+            if _default is None:
+                _default = Driver(NvidiaLibrary())
+    return _default

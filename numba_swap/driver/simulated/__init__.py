@@ -1,0 +1,5 @@
+"""A CUDA driver over host memory: the same C functions, reached through the same look-up."""
+
+from numba_swap.driver.simulated.library import SimulatedLibrary
+
+__all__ = ["SimulatedLibrary"]

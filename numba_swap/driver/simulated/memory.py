@@ -1,0 +1,207 @@
+"""The memory that a simulated driver knows: who owns an address, and whether it still does.
+
+All of it is host memory. What a copy may touch is decided when it is submitted; whether the
+memory is still there is asked again when the copy is done, as much later as the streams allow.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from bisect import bisect_left, bisect_right
+from collections import deque
+from ctypes import c_int, c_uint, c_uint64
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_swap.driver import abi
+
+_ALIGNMENT = 256
+_FRESH, _FREED = 0xCD, 0xDB
+_ALREADY_REGISTERED, _NOT_REGISTERED = 712, 713
+# Freed memory is kept this long, in bytes, so that late accesses are noticed instead of crashing.
+_QUARANTINE_BYTES = 64 << 20
+
+
+class SimulatedFailure(Exception):  # noqa: N818 -- a return code on its way out, not an error
+    """A ``CUresult`` other than success, on its way to the C caller."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Kind(enum.Enum):
+    """How memory came to be known to the driver."""
+
+    DEVICE = "device"
+    PINNED = "pinned"
+    MANAGED = "managed"
+    REGISTERED = "registered"
+
+
+@dataclass(eq=False, slots=True)
+class Allocation:
+    """A range of addresses; `buffer` keeps its memory mapped as long as anything refers to it."""
+
+    start: int
+    nbytes: int
+    kind: Kind
+    device: int
+    buffer: npt.NDArray[np.uint8]
+    alive: bool = True
+
+
+class Memory:
+    """All allocations of one simulated driver, by address. Not thread-safe by itself."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._allocations: list[Allocation] = []
+        self._quarantine: deque[Allocation] = deque()
+        self._quarantined_bytes = 0
+
+    def allocate(self, nbytes: int, kind: Kind, device: int) -> Allocation:
+        """Allocate memory of one kind, filled with a pattern, at a multiple of 256."""
+        if nbytes == 0:
+            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+        try:
+            whole = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+        except MemoryError:
+            raise SimulatedFailure(abi.ERROR_OUT_OF_MEMORY) from None
+        offset = -whole.ctypes.data % _ALIGNMENT
+        buffer = whole[offset : offset + nbytes]
+        # Otherwise recycled memory may by chance hold the very bytes that a test expects.
+        buffer[:] = _FRESH
+        return self._insert(Allocation(buffer.ctypes.data, nbytes, kind, device, buffer))
+
+    def register(self, buffer: npt.NDArray[np.uint8], device: int) -> Allocation:
+        """Register host memory that belongs to someone else; it is kept alive meanwhile."""
+        start = buffer.ctypes.data
+        # Any allocation that starts before the end of the range and ends after its start.
+        before = bisect_left(self._starts, start + buffer.nbytes) - 1
+        if before >= 0:
+            last = self._allocations[before]
+            if last.start + last.nbytes > start:
+                raise SimulatedFailure(_ALREADY_REGISTERED)
+        return self._insert(Allocation(start, buffer.nbytes, Kind.REGISTERED, device, buffer))
+
+    def free(self, start: int, *kinds: Kind) -> None:
+        """Free the allocation of one of these kinds that starts at an address, at once.
+
+        Work that is still to be done on it is not waited for (real drivers mostly do wait, but do
+        not promise it): it will find the memory gone.
+        """
+        allocation = self.find(start)
+        if (
+            allocation is None
+            or not allocation.alive
+            or allocation.start != start
+            or allocation.kind not in kinds
+        ):
+            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+        allocation.alive = False
+        allocation.buffer[:] = _FREED
+        self._quarantine.append(allocation)
+        self._quarantined_bytes += allocation.nbytes
+        while self._quarantined_bytes > _QUARANTINE_BYTES:
+            oldest = self._quarantine.popleft()
+            self._quarantined_bytes -= oldest.nbytes
+            self._remove(oldest)
+
+    def unregister(self, start: int) -> None:
+        """Forget registered memory; its owner keeps it."""
+        allocation = self.find(start)
+        if allocation is None or (allocation.start, allocation.kind) != (start, Kind.REGISTERED):
+            raise SimulatedFailure(_NOT_REGISTERED)
+        allocation.alive = False
+        self._remove(allocation)
+
+    def find(self, address: int) -> Allocation | None:
+        """Return the allocation, living or freed, that holds an address."""
+        index = bisect_right(self._starts, address) - 1
+        if index < 0:
+            return None
+        allocation = self._allocations[index]
+        return allocation if address - allocation.start < allocation.nbytes else None
+
+    def find_span(self, address: int, nbytes: int) -> Allocation | None:
+        """Return the allocation of a range that is to be copied; None for pageable memory.
+
+        An address unknown here counts as pageable host memory, as it does for real drivers: if
+        it is none at all, the copy kills the process, here as there.
+        """
+        if not address:
+            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+        allocation = self.find(address)
+        if allocation is not None and not (
+            allocation.alive and address + nbytes <= allocation.start + allocation.nbytes
+        ):
+            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+        return allocation
+
+    def check_kernel_access(self, address: int, nbytes: int) -> None:
+        """Let a simulated kernel fail as a real one does if it must not touch these bytes."""
+        try:
+            allocation = self.find_span(address, nbytes)
+        except SimulatedFailure:
+            allocation = None
+        if allocation is None:
+            raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS)
+
+    def _insert(self, allocation: Allocation) -> Allocation:
+        index = bisect_left(self._starts, allocation.start)
+        self._starts.insert(index, allocation.start)
+        self._allocations.insert(index, allocation)
+        return allocation
+
+    def _remove(self, allocation: Allocation) -> None:
+        index = bisect_left(self._starts, allocation.start)
+        del self._starts[index], self._allocations[index]
+
+
+def pointer_attribute(attribute: int, address: int, allocation: Allocation | None) -> Any:
+    """Return the value of one ``CUpointer_attribute``, in its own C type; zero if unknown."""
+    on_host = allocation and allocation.kind in (Kind.PINNED, Kind.REGISTERED)
+    memory_type = abi.MEMORYTYPE_HOST if on_host else abi.MEMORYTYPE_DEVICE
+    managed = allocation is not None and allocation.kind is Kind.MANAGED
+    values = {
+        abi.POINTER_MEMORY_TYPE: c_uint(memory_type if allocation else 0),
+        abi.POINTER_DEVICE_POINTER: c_uint64(address if allocation else 0),
+        # A boolean: nobody may count on more than its first byte.
+        abi.POINTER_IS_MANAGED: ctypes.c_bool(managed),
+        abi.POINTER_DEVICE_ORDINAL: c_int(allocation.device if allocation else 0),
+        abi.POINTER_RANGE_START: c_uint64(allocation.start if allocation else 0),
+        abi.POINTER_RANGE_SIZE: c_uint64(allocation.nbytes if allocation else 0),
+    }
+    try:
+        return values[attribute]
+    except KeyError:
+        raise SimulatedFailure(abi.ERROR_INVALID_VALUE) from None
+
+
+class Copies:
+    """The copies of one submission; called when their turn comes."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._copies: list[tuple[Allocation | None, Allocation | None, int, int | bytes, int]] = []
+        self.pageable = False
+
+    def add(self, dst: int, src: int, nbytes: int, read_now: bool = False) -> None:
+        """Check one copy and note it; with `read_now` the source is read before the call ends."""
+        to, origin = self._memory.find_span(dst, nbytes), self._memory.find_span(src, nbytes)
+        self.pageable |= to is None or origin is None
+        source = ctypes.string_at(src, nbytes) if read_now else src
+        self._copies.append((to, origin, dst, source, nbytes))
+
+    def __call__(self) -> None:
+        """Do them, unless some of the memory is gone by now."""
+        # No order is promised within a batch: the last one first, so that nobody relies on one.
+        for to, origin, dst, source, nbytes in reversed(self._copies):
+            if not ((to is None or to.alive) and (origin is None or origin.alive)):
+                raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS)
+            ctypes.memmove(dst, source, nbytes)

@@ -1,0 +1,297 @@
+"""What an array or an address is: where it lies, how it is laid out, who may reach it."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_swap.dlpack import read_dlpack
+from numba_swap.driver import abi
+from numba_swap.driver.api import Driver
+from numba_swap.errors import BadPlanError, UnsupportedArrayError
+
+Addresses = npt.NDArray[np.uint64]
+
+
+class MemoryKind(enum.StrEnum):
+    """Kinds of memory that differ in who can reach them and how fast.
+
+    Attributes
+    ----------
+    DEVICE
+        Memory of one GPU.
+    PINNED
+        Page-locked host memory, allocated or registered with CUDA: the GPU can read it in place.
+    MANAGED
+        Memory that migrates between host and GPU.
+    PAGEABLE
+        Ordinary host memory; copies of it are staged by the driver.
+    """
+
+    DEVICE = "device"
+    PINNED = "pinned"
+    MANAGED = "managed"
+    PAGEABLE = "pageable"
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A range of addresses of one kind.
+
+    Attributes
+    ----------
+    start, stop : int
+        First address, and the one after the last.
+    kind : MemoryKind
+        What it is.
+    device : int or None
+        The GPU it belongs to; None for pageable memory.
+    device_offset : int or None
+        What to add to an address to get the one by which a kernel reaches it; None if none can.
+    """
+
+    start: int
+    stop: int
+    kind: MemoryKind
+    device: int | None
+    device_offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayView:
+    """The layout of one array, whatever library it came from.
+
+    Attributes
+    ----------
+    address : int
+        Address of the element at index 0.
+    shape, strides : tuple of int
+        Elements, and bytes between elements, along each axis.
+    itemsize : int
+        Bytes of an element.
+    readonly : bool
+        Whether it must not be written.
+    owner : object
+        Keeps the memory alive.
+    stream : int or None
+        A stream whose work on the array may not be over yet.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+    readonly: bool
+    owner: object
+    stream: int | None = None
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """First address that the array touches, and the one after the last."""
+        if 0 in self.shape or self.itemsize == 0:
+            return self.address, self.address
+        spans = [
+            (length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True)
+        ]
+        low = self.address + sum(span for span in spans if span < 0)
+        high = self.address + sum(span for span in spans if span > 0)
+        return low, high + self.itemsize
+
+
+def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides of a C-ordered array without gaps."""
+    strides = [itemsize] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return tuple(strides)
+
+
+def view_array(array: Any, name: str) -> ArrayView:
+    """Read the layout of an array through the first protocol that it speaks.
+
+    Parameters
+    ----------
+    array : object
+        ``__cuda_array_interface__``, a NumPy array, or DLPack.
+    name : str
+        What to call it in an error message.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        If it speaks none of them, or holds something that has no bytes to copy.
+    """
+    try:
+        interface = getattr(array, "__cuda_array_interface__", None)
+    except Exception as error:  # PyTorch refuses tensors that require gradients with RuntimeError
+        raise UnsupportedArrayError(f"{name} gives no CUDA array interface: {error}") from error
+    if interface is not None:
+        return _view_cuda_interface(interface, array, name)
+    if isinstance(array, np.ndarray):
+        if array.dtype.hasobject:
+            raise UnsupportedArrayError(
+                f"{name} holds Python objects ({array.dtype}), not plain bytes"
+            )
+        return ArrayView(
+            address=array.ctypes.data,
+            shape=array.shape,
+            strides=array.strides,
+            itemsize=array.itemsize,
+            readonly=not array.flags.writeable,
+            owner=array,
+        )
+    if hasattr(array, "__dlpack__"):
+        tensor = read_dlpack(array)
+        return ArrayView(
+            address=tensor.address,
+            shape=tensor.shape,
+            strides=tensor.strides or contiguous_strides(tensor.shape, tensor.itemsize),
+            itemsize=tensor.itemsize,
+            readonly=tensor.readonly,
+            owner=(array, tensor.capsule),
+            stream=tensor.stream,
+        )
+    raise UnsupportedArrayError(
+        f"{name} is a {type(array).__name__}: give a NumPy array, an object with "
+        "__cuda_array_interface__ (Numba, CuPy, PyTorch) or one that speaks DLPack"
+    )
+
+
+def _view_cuda_interface(interface: dict[str, Any], array: object, name: str) -> ArrayView:
+    if interface.get("mask") is not None:
+        raise UnsupportedArrayError(f"{name} is masked; fill or drop the mask first")
+    dtype = np.dtype(interface["typestr"])
+    shape = tuple(int(length) for length in interface["shape"])
+    strides = interface.get("strides")
+    address, readonly = interface["data"]
+    return ArrayView(
+        address=int(address or 0),
+        shape=shape,
+        strides=tuple(strides) if strides else contiguous_strides(shape, dtype.itemsize),
+        itemsize=dtype.itemsize,
+        readonly=bool(readonly),
+        owner=array,
+        stream=interface.get("stream"),
+    )
+
+
+def find_allocation(driver: Driver, address: int) -> Allocation | None:
+    """Ask the driver what an address is; None if CUDA does not know it."""
+    info = driver.pointer_info(address)
+    if info.memory_type == 0:
+        return None
+    if info.managed:
+        kind = MemoryKind.MANAGED
+    elif info.memory_type == abi.MEMORYTYPE_DEVICE:
+        kind = MemoryKind.DEVICE
+    else:
+        kind = MemoryKind.PINNED
+    offset = info.device_address - address if info.device_address else None
+    return Allocation(info.start, info.start + info.nbytes, kind, info.device, offset)
+
+
+def allocations_of_array(driver: Driver, view: ArrayView, name: str) -> tuple[Allocation, ...]:
+    """Every allocation that an array touches, in the order of addresses.
+
+    One for almost every array; host memory registered in pieces has several.
+
+    Raises
+    ------
+    BadPlanError
+        If the array runs past the end of a CUDA allocation into memory that CUDA does not know.
+    """
+    start, stop = view.extent
+    found: list[Allocation] = []
+    while start < stop:
+        allocation = find_allocation(driver, start)
+        if allocation is None and not found:
+            return (Allocation(start, stop, MemoryKind.PAGEABLE, None, None),)
+        if allocation is None:
+            raise BadPlanError(
+                f"{name} spans {view.extent[0]:#x} to {stop:#x}, but the CUDA allocation that "
+                f"holds its beginning ends at {start:#x}: pin (register) all of it or none"
+            )
+        found.append(allocation)
+        start = allocation.stop
+    return tuple(found)
+
+
+def allocations_of_addresses(
+    driver: Driver, addresses: Addresses, sizes: Addresses, name: str, *, writable: bool
+) -> tuple[Allocation, ...]:
+    """Every allocation that raw addresses lie in, in the order of addresses.
+
+    The driver is asked once an allocation, not once an address. An address that CUDA does not
+    know must be mapped memory of this process.
+
+    Raises
+    ------
+    BadPlanError
+        If a copy is not wholly inside one allocation; the message names the copy.
+    """
+    order = np.argsort(addresses, kind="stable")
+    starts = addresses[order]
+    stops = starts + sizes[order]  # cannot wrap: both are below 2**63
+    found: list[Allocation] = []
+    mapped: list[tuple[int, int]] | None = None
+    i = 0
+    while i < len(starts):
+        start = int(starts[i])
+        allocation = find_allocation(driver, start)
+        if allocation is None:
+            if mapped is None:
+                mapped = _mapped_ranges(writable=writable)
+            allocation = _pageable_allocation(mapped, start)
+        if allocation is None:
+            raise BadPlanError(
+                f"{name}[{order[i]}] = {start:#x} is no CUDA memory and no "
+                f"{'writable' if writable else 'readable'} memory of this process",
+                int(order[i]),
+            )
+        found.append(allocation)
+        end = int(np.searchsorted(starts, np.uint64(allocation.stop)))
+        beyond = np.flatnonzero(stops[i:end] > np.uint64(allocation.stop))
+        if beyond.size:
+            row = int(order[i + beyond[0]])
+            raise BadPlanError(
+                f"{name}[{row}] = {int(addresses[row]):#x} with {int(sizes[row])} bytes runs past "
+                f"its {allocation.kind} allocation, which ends at {allocation.stop:#x}",
+                row,
+            )
+        i = end
+    return tuple(found)
+
+
+def _mapped_ranges(*, writable: bool) -> list[tuple[int, int]]:
+    """Address ranges of this process that may be read (and written), neighbours joined.
+
+    Empty where the system does not list them (anything but Linux): addresses that CUDA does not
+    know are then refused.
+    """
+    if not sys.platform.startswith("linux"):
+        return []
+    ranges: list[tuple[int, int]] = []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            span, rights, *_ = line.split(maxsplit=2)
+            if not rights.startswith("rw" if writable else "r"):
+                continue
+            start, stop = (int(bound, 16) for bound in span.split("-"))
+            if ranges and ranges[-1][1] == start:
+                ranges[-1] = (ranges[-1][0], stop)
+            else:
+                ranges.append((start, stop))
+    return ranges
+
+
+def _pageable_allocation(mapped: Iterable[tuple[int, int]], address: int) -> Allocation | None:
+    for start, stop in mapped:
+        if start <= address < stop:
+            return Allocation(start, stop, MemoryKind.PAGEABLE, None, None)
+    return None

@@ -1,0 +1,147 @@
+"""What a user can force: the mode, and how new the driver may pretend to be.
+
+From the strongest to the weakest: the ``mode=`` argument of a call, `override`, the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+
+from numba_swap.versions import DriverVersion, DriverVersionLike
+
+MODE_VARIABLE = "NUMBA_SWAP_MODE"
+DRIVER_VERSION_VARIABLE = "NUMBA_SWAP_DRIVER_VERSION"
+
+
+class Mode(enum.StrEnum):
+    """How the bytes are moved.
+
+    Attributes
+    ----------
+    BATCH
+        One call of the driver's ``cuMemcpyBatchAsync`` (CUDA 12.8 and later).
+    LOOP
+        One call of ``cuMemcpyAsync`` a copy.
+    KERNEL
+        A Numba kernel that reads and writes both sides from the GPU.
+    """
+
+    BATCH = "batch"
+    LOOP = "loop"
+    KERNEL = "kernel"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is forced; None where nothing is.
+
+    Attributes
+    ----------
+    mode : Mode or None
+        The mode to use where a call says ``"auto"``.
+    driver_version : DriverVersion or None
+        The newest driver to pretend; a newer one is treated as this version.
+    """
+
+    mode: Mode | None = None
+    driver_version: DriverVersion | None = None
+
+
+def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
+    """Read a mode as a user may give it; None for ``"auto"``.
+
+    Raises
+    ------
+    ValueError
+        If it names no mode; the message says where the value came from.
+    """
+    if value == "auto":
+        return None
+    try:
+        return Mode(value)
+    except ValueError:
+        choices = ", ".join(repr(str(mode)) for mode in Mode)
+        raise ValueError(
+            f"{source}={value!r} is no mode: choose 'auto' or one of {choices}"
+        ) from None
+
+
+def settings_from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read the two variables; empty ones count as not set.
+
+    Raises
+    ------
+    ValueError
+        If one of them cannot be read; the message names the variable.
+    """
+    mode = environment.get(MODE_VARIABLE) or "auto"
+    version = environment.get(DRIVER_VERSION_VARIABLE)
+    try:
+        cap = DriverVersion.parse(version) if version else None
+    except ValueError as error:
+        raise ValueError(f"{DRIVER_VERSION_VARIABLE}: {error}") from None
+    return Settings(parse_mode(mode.lower(), MODE_VARIABLE), cap)
+
+
+@cache
+def _environment_settings() -> Settings:
+    return settings_from_environment(os.environ)
+
+
+_override: ContextVar[Settings | None] = ContextVar("numba_swap_override", default=None)
+
+
+def current_settings() -> Settings:
+    """Return what is in force here: `override`, else the environment as first read."""
+    return _override.get() or _environment_settings()
+
+
+@contextlib.contextmanager
+def override(
+    *, mode: Mode | str | None = None, driver_version: DriverVersionLike | None = None
+) -> Iterator[Settings]:
+    """Force a mode, or pretend an older driver, for the calls inside.
+
+    Parameters
+    ----------
+    mode : Mode or str, optional
+        The mode for calls that say ``mode="auto"``; ``"auto"`` lifts an outer override. A forced
+        mode that cannot run raises `ModeUnavailableError`, it is never replaced by another.
+    driver_version : tuple of int, str or DriverVersion, optional
+        Treat a newer driver as this version: entry points that such a driver would not have are
+        hidden. A version above the real one changes nothing.
+
+    Yields
+    ------
+    Settings
+        What is in force inside.
+
+    Notes
+    -----
+    The override belongs to the current context (`contextvars`): other threads are not affected,
+    and a thread started inside does not inherit it before Python 3.14. What is not given is
+    inherited from an enclosing override or the environment. Plans obey the override in force
+    when they *run*, not when they are made.
+
+    Examples
+    --------
+    >>> with override(mode="loop", driver_version=(12, 4)) as settings:
+    ...     settings.mode, str(settings.driver_version)
+    (<Mode.LOOP: 'loop'>, '12.4')
+    """
+    outer = current_settings()
+    settings = Settings(
+        outer.mode if mode is None else parse_mode(mode),
+        outer.driver_version if driver_version is None else DriverVersion.parse(driver_version),
+    )
+    token = _override.set(settings)
+    try:
+        yield settings
+    finally:
+        _override.reset(token)

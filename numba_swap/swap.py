@@ -1,0 +1,286 @@
+"""The public verbs: plan, swap, explain."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from numba_swap.copies import Copies
+from numba_swap.dispatch import Decision, Situation, choose
+from numba_swap.driver.api import Driver
+from numba_swap.errors import DriverCallError
+from numba_swap.in_flight import InFlight
+from numba_swap.modes import batch, kernel, loop
+from numba_swap.plan import plan_array_blocks, plan_pointers
+from numba_swap.settings import Mode, current_settings, parse_mode
+from numba_swap.simulate import current_driver
+from numba_swap.streams import same_stream, stream_handle
+from numba_swap.transfer import Transfer
+
+_log = logging.getLogger("numba_swap")
+
+_MODES: dict[Mode, ModuleType] = {Mode.BATCH: batch, Mode.LOOP: loop, Mode.KERNEL: kernel}
+
+
+class CopyPlan:
+    """Copies that were checked once and can be run many times.
+
+    Made by `plan_blocks`. The plan keeps the arrays alive; their contents are read and written
+    when it runs. It may be run from several threads, and again before an earlier run is over if
+    the streams order the two.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes that one run copies.
+    """
+
+    def __init__(self, driver: Driver, copies: Copies) -> None:
+        self._driver = driver
+        self._copies = copies
+        self.nbytes = copies.nbytes
+
+    def __len__(self) -> int:
+        """Return the number of copies after merging neighbours."""
+        return len(self._copies)
+
+    def __repr__(self) -> str:
+        return f"<CopyPlan: {len(self)} copies, {self.nbytes} bytes, {self._copies.direction}>"
+
+    def run(self, stream: Any = None, mode: Mode | str = "auto") -> Transfer:
+        """Enqueue the copies and return at once.
+
+        Parameters
+        ----------
+        stream : Numba stream, object with ``__cuda_stream__``, int or None
+            Where the copies are enqueued, after the work already there and before what follows.
+            None is Numba's default stream.
+        mode : {"auto", "batch", "loop", "kernel"} or Mode
+            How to copy.
+
+        Returns
+        -------
+        Transfer
+            What to wait on.
+
+        Raises
+        ------
+        ModeUnavailableError
+            If a forced mode cannot run these copies.
+        DriverCallError
+            If the driver refuses; it names the copy at fault and says what was submitted.
+        """
+        with self._situation(stream) as (situation, context):
+            return self._run(situation, context, self._decide(situation, mode), stream)
+
+    def explain(self, stream: Any = None, mode: Mode | str = "auto") -> Decision:
+        """Say which mode `run` would use with these arguments, and why; nothing is copied.
+
+        Parameters
+        ----------
+        stream, mode
+            As for `run`.
+
+        Returns
+        -------
+        Decision
+            The mode and the reason.
+
+        Raises
+        ------
+        ModeUnavailableError
+            If a forced mode cannot run these copies.
+        """
+        with self._situation(stream) as (situation, _):
+            return self._decide(situation, mode)
+
+    @contextlib.contextmanager
+    def _situation(self, stream: Any) -> Iterator[tuple[Situation, int]]:
+        """Find out what holds for a stream, with its context active inside."""
+        driver = self._driver
+        handle = stream_handle(stream)
+        driver.initialize()
+        device = self._copies.device
+        if not driver.is_default_stream(handle):
+            context = driver.stream_context(handle)
+        elif device is not None:
+            context = driver.primary_context(device)
+        else:
+            context = driver.current_context()
+        cap = current_settings().driver_version
+        pretended = cap is not None and cap < driver.version
+        with driver.activate(context):
+            yield (
+                Situation(
+                    driver_version=cap if cap is not None and pretended else driver.version,
+                    pretended=pretended,
+                    stream=handle,
+                    capturing=driver.is_capturing(handle),
+                    device=driver.context_device(),
+                ),
+                context,
+            )
+
+    def _decide(self, situation: Situation, mode: Mode | str) -> Decision:
+        forced, forced_by = parse_mode(mode), "the mode argument"
+        if forced is None:
+            forced, forced_by = current_settings().mode, "override or the environment"
+
+        def why_not(candidate: Mode) -> str | None:
+            obstacle: str | None = _MODES[candidate].why_not(self._driver, self._copies, situation)
+            return obstacle
+
+        chosen, reason, rejected = choose(forced, forced_by, why_not)
+        return Decision(
+            mode=chosen,
+            reason=reason,
+            driver_version=situation.driver_version,
+            rejected=rejected,
+            direction=self._copies.direction,
+            copies=len(self._copies),
+            nbytes=self.nbytes,
+            simulated=self._driver.simulated,
+        )
+
+    def _run(
+        self, situation: Situation, context: int, decision: Decision, stream: object
+    ) -> Transfer:
+        driver, copies = self._driver, self._copies
+        _log.debug("%s", decision)
+        if len(copies) == 0:
+            return Transfer(None, decision, captured=False)
+        if not situation.capturing:
+            for producer in copies.producer_streams:
+                if not same_stream(producer, situation.stream):
+                    driver.pools.order(context, before=producer, after=situation.stream)
+        work = InFlight(driver, context, (copies, stream))
+        try:
+            _MODES[decision.mode].submit(driver, copies, situation, context, work)
+        except DriverCallError:
+            # A part may have been submitted: its memory must last until that part is over.
+            self._close(work, situation)
+            work.abandon()
+            raise
+        self._close(work, situation)
+        return Transfer(work, decision, captured=situation.capturing)
+
+    @staticmethod
+    def _close(work: InFlight, situation: Situation) -> None:
+        if situation.capturing:
+            work.keep_forever()
+        else:
+            work.close(situation.stream)
+
+
+def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) -> CopyPlan:
+    """Check a swap of blocks once, to run it many times.
+
+    Parameters
+    ----------
+    src, dst : array, or sequence of arrays
+        Where the blocks come from and go to: one array each, or equally many layers (list or
+        tuple) that share the mapping. An array is anything with ``__cuda_array_interface__``
+        (Numba, CuPy, PyTorch), a NumPy array (pinned, mapped, managed or plain), or anything that
+        speaks DLPack (a pinned PyTorch CPU tensor). The two may differ in strides, number of
+        blocks and dtype, so long as their blocks have as many bytes.
+    block_mapping : array_like of int, shape (n, 2)
+        Source block and destination block of each row, in host memory.
+    block_axis : int, optional
+        The axis along which the blocks lie.
+
+    Returns
+    -------
+    CopyPlan
+        Validated copies: empty ones dropped, neighbours merged. A block that is not contiguous
+        is copied as its contiguous runs.
+
+    Raises
+    ------
+    BadPlanError
+        Wrong shape or dtype of the mapping, blocks out of range, destination blocks written
+        twice, one block written and read, unequal block sizes, a read-only destination. Nothing
+        was copied.
+    UnsupportedArrayError
+        An argument that is no array.
+    DriverUnavailableError
+        No CUDA driver or device.
+
+    Notes
+    -----
+    In one array, copies of a block onto itself are left out, and a swap that writes a block
+    which another row reads is refused: the order of copies is not defined.
+    """
+    driver = current_driver()
+    driver.current_context()
+    return CopyPlan(driver, plan_array_blocks(driver, src, dst, block_mapping, block_axis))
+
+
+def swap_blocks(
+    src: Any,
+    dst: Any,
+    block_mapping: Any,
+    *,
+    block_axis: int = 0,
+    stream: Any = None,
+    mode: Mode | str = "auto",
+) -> Transfer:
+    """Copy blocks between arrays: ``dst[mapping[i, 1]] = src[mapping[i, 0]]`` for every row.
+
+    Parameters
+    ----------
+    src, dst, block_mapping, block_axis
+        As for `plan_blocks`.
+    stream : Numba stream, object with ``__cuda_stream__``, int or None, optional
+        Where the copies are enqueued, after the work already there and before what follows.
+        None is Numba's default stream.
+    mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
+        How to copy; ``"auto"`` chooses by the driver and the memory.
+
+    Returns
+    -------
+    Transfer
+        The call returns as soon as the work is enqueued: wait on this, or on the stream.
+
+    Raises
+    ------
+    NumbaSwapError
+        As for `plan_blocks` and `CopyPlan.run`.
+    """
+    return plan_blocks(src, dst, block_mapping, block_axis=block_axis).run(stream, mode)
+
+
+def swap_blocks_batch(
+    src_ptrs: Any, dst_ptrs: Any, sizes: Any, *, stream: Any = None, mode: Mode | str = "auto"
+) -> Transfer:
+    """Copy between raw addresses, ``sizes[i]`` bytes from ``src_ptrs[i]`` to ``dst_ptrs[i]``.
+
+    Parameters
+    ----------
+    src_ptrs, dst_ptrs, sizes : array_like of int, shape (n,)
+        Addresses, and lengths in bytes, in host memory (NumPy, list, CPU tensor).
+    stream, mode
+        As for `swap_blocks`.
+
+    Returns
+    -------
+    Transfer
+        What to wait on. Nothing but the caller keeps the memory alive: it must outlive the copy.
+
+    Raises
+    ------
+    BadPlanError
+        Unequal lengths, a negative size, a null pointer, an address that is no memory, a copy
+        that runs past its allocation. Nothing was copied.
+    NumbaSwapError
+        As for `CopyPlan.run`.
+
+    Notes
+    -----
+    Overlapping copies are not looked for: their order is not defined.
+    """
+    driver = current_driver()
+    driver.current_context()
+    return CopyPlan(driver, plan_pointers(driver, src_ptrs, dst_ptrs, sizes)).run(stream, mode)

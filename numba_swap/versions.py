@@ -1,0 +1,72 @@
+"""CUDA driver versions as people write them, and as the driver encodes them."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, TypeAlias
+
+_WRITTEN = re.compile(r"(\d{1,3})\.(\d{1,2})")
+
+
+class DriverVersion(NamedTuple):
+    """The CUDA version that a driver supports, for example 12.8.
+
+    This is what ``cuDriverGetVersion`` tells (12080 for 12.8), not the release of the driver
+    package (570.124.06). It compares as a tuple does.
+
+    Attributes
+    ----------
+    major, minor : int
+        The two numbers of the version.
+    """
+
+    major: int
+    minor: int
+
+    @classmethod
+    def from_encoded(cls, encoded: int) -> DriverVersion:
+        """Decode the driver's own integer: ``1000 * major + 10 * minor``."""
+        return cls(encoded // 1000, encoded % 1000 // 10)
+
+    @classmethod
+    def parse(cls, value: DriverVersionLike) -> DriverVersion:
+        """Read a version as a user may give it.
+
+        Parameters
+        ----------
+        value : DriverVersion, tuple of two int, or str
+            ``(12, 4)`` or ``"12.4"``.
+
+        Raises
+        ------
+        ValueError
+            If it is anything else; the message names the value.
+        """
+        if isinstance(value, str):
+            match = _WRITTEN.fullmatch(value.strip())
+            parts: object = tuple(map(int, match.groups())) if match else None
+        else:
+            parts = value
+        if (
+            isinstance(parts, tuple)
+            and len(parts) == 2
+            and all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
+            and parts[0] >= 0
+            and 0 <= parts[1] < 100
+        ):
+            return cls(*parts)
+        raise ValueError(
+            f"{value!r} is not a driver version: give the CUDA version the driver supports, "
+            f'as a tuple (12, 4) or a string "12.4"'
+        )
+
+    @property
+    def encoded(self) -> int:
+        """The driver's own integer, 12080 for 12.8."""
+        return 1000 * self.major + 10 * self.minor
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+DriverVersionLike: TypeAlias = DriverVersion | tuple[int, int] | str

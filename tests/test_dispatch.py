@@ -1,0 +1,150 @@
+"""Which mode is chosen, and the sentence that says why."""
+
+import numpy as np
+import pytest
+
+import numba_swap as ns
+from numba_swap.dispatch import choose
+from numba_swap.settings import Mode
+
+
+def plan_between(gpu, src, dst):
+    make = {
+        "pinned": gpu.pinned_array,
+        "device": gpu.device_array,
+        "managed": gpu.managed_array,
+        "pageable": np.zeros,
+    }
+    arrays = [make[kind]((8, 64), np.uint8) for kind in (src, dst)]
+    return ns.plan_blocks(*arrays, [[0, 3], [5, 1]])
+
+
+@pytest.mark.parametrize(
+    ("version", "kinds", "mode"),
+    [
+        ("11.4", ("pinned", "device"), "loop"),
+        ("12.0", ("pinned", "device"), "kernel"),
+        ("12.4", ("device", "pinned"), "kernel"),
+        ("12.4", ("managed", "device"), "kernel"),
+        ("12.4", ("pageable", "device"), "loop"),
+        ("12.7", ("device", "device"), "kernel"),
+        ("12.8", ("pinned", "device"), "batch"),
+        ("12.9", ("pageable", "device"), "batch"),
+        ("13.0", ("pinned", "device"), "batch"),
+    ],
+)
+def test_mode_follows_driver_and_memory(version, kinds, mode):
+    with ns.simulate(driver_version=version) as gpu:
+        decision = plan_between(gpu, *kinds).explain()
+    assert decision.mode == mode
+    assert str(decision.driver_version) == version
+    assert decision.simulated
+
+
+def test_turning_the_driver_down_walks_through_all_modes():
+    with ns.simulate(driver_version=(13, 0)) as gpu:
+        plan = plan_between(gpu, "pinned", "device")
+        modes = []
+        for version in ((14, 0), (13, 0), (12, 8), (12, 7), (12, 0), (11, 8)):
+            with ns.override(driver_version=version):
+                decision = plan.explain()
+                transfer = plan.run()
+                transfer.wait()
+            modes.append(str(decision.mode))
+            assert transfer.decision == decision
+            assert ("pretended" in decision.reason) == (version < (12, 8))
+            assert decision.driver_version == min(version, (13, 0))
+    assert modes == ["batch", "batch", "batch", "kernel", "kernel", "loop"]
+
+
+def test_reasons_name_what_stood_in_the_way():
+    with ns.simulate(driver_version=(12, 4)) as gpu:
+        kernel = plan_between(gpu, "pinned", "device").explain()
+        loop = plan_between(gpu, "pageable", "device").explain()
+    assert set(kernel.rejected) == {Mode.BATCH}
+    assert "12.4 has no cuMemcpyBatchAsync" in kernel.reason
+    assert set(loop.rejected) == {Mode.BATCH, Mode.KERNEL}
+    assert "the GPU cannot reach pageable memory" in loop.reason
+
+
+def test_forced_mode_runs_or_raises_and_is_never_replaced():
+    with ns.simulate(driver_version=(12, 4)) as gpu:
+        plan = plan_between(gpu, "pinned", "device")
+        assert plan.run(mode=ns.Mode.LOOP).decision.mode is Mode.LOOP
+        with pytest.raises(ns.ModeUnavailableError, match=r"new in 12.8") as error:
+            plan.run(mode="batch")
+        assert error.value.mode == "batch"
+        assert gpu.driver.library.calls["cuMemcpyBatchAsync"] == 0
+        with ns.override(mode="loop"):
+            assert plan.run().decision.mode is Mode.LOOP
+            assert plan.run(mode="kernel").decision.mode is Mode.KERNEL  # the argument is stronger
+        with ns.override(mode="batch"), pytest.raises(ns.ModeUnavailableError):
+            plan.run()
+        with pytest.raises(ValueError, match=r"'auto' or one of 'batch', 'loop', 'kernel'"):
+            plan.run(mode="fastest")
+
+
+def test_kernel_refuses_pageable_memory():
+    with ns.simulate() as gpu:
+        plan = plan_between(gpu, "pageable", "device")
+        with pytest.raises(ns.ModeUnavailableError, match="pageable"):
+            plan.run(mode="kernel")
+
+
+def test_kernel_that_cannot_be_compiled_is_a_reason(monkeypatch):
+    from numba_swap.modes import kernel
+
+    def fail(library):
+        raise OSError("no nvrtc here")
+
+    monkeypatch.setattr(kernel, "_register", fail)
+    with ns.simulate(driver_version=(12, 4)) as gpu:
+        decision = plan_between(gpu, "pinned", "device").explain()
+    assert decision.mode is Mode.LOOP
+    assert "no nvrtc here" in decision.rejected[Mode.KERNEL]
+
+
+def test_kernel_refuses_another_devices_memory():
+    from numba_swap.memory import Allocation, MemoryKind
+    from numba_swap.modes.kernel import _unreachable
+
+    with ns.simulate() as gpu:
+        for allocation, word in (
+            (Allocation(1, 9, MemoryKind.DEVICE, 1, 0), "device 1"),
+            (Allocation(1, 9, MemoryKind.PINNED, 0, 4096), "another address"),
+            (Allocation(1, 9, MemoryKind.PINNED, 0, None), "another address"),
+        ):
+            assert word in _unreachable(gpu.driver, allocation, 0)
+        assert _unreachable(gpu.driver, Allocation(1, 9, MemoryKind.DEVICE, 0, 0), 0) is None
+
+
+def test_captured_stream_never_gets_a_batch():
+    with ns.simulate() as gpu:
+        plan = plan_between(gpu, "pinned", "device")
+        stream = gpu.stream()
+        library = gpu.driver.library
+        library.begin_capture(stream.handle)
+        decision = plan.explain(stream=stream)
+        transfer = plan.run(stream=stream)
+        with pytest.raises(ns.ModeUnavailableError, match="captured"):
+            plan.run(stream=stream, mode="batch")
+        library.end_capture(stream.handle)
+    assert decision.mode is Mode.KERNEL
+    assert "captured" in decision.rejected[Mode.BATCH]
+    with pytest.raises(ns.CapturedTransferError):
+        transfer.done()
+
+
+def test_choice_asks_no_further_than_needed():
+    asked = []
+
+    def why_not(mode):
+        asked.append(mode)
+        return None if mode is Mode.KERNEL else "no"
+
+    mode, reason, rejected = choose(None, "", why_not)
+    assert (mode, asked) == (Mode.KERNEL, [Mode.BATCH, Mode.KERNEL])
+    assert rejected == {Mode.BATCH: "no"}
+    assert "no batch: no" in reason
+    with pytest.raises(ns.ModeUnavailableError):
+        choose(None, "", lambda mode: "nothing goes")
