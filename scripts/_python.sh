@@ -62,8 +62,9 @@ prepare_python() {
     # What was installed, and from which pyproject.toml: anything else is installed anew.
     wanted="$extras $(cksum <"$root/pyproject.toml") $root"
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-        echo "Installing numba_swap[$extras] and what it needs" >&2
-        "$python" -m pip install --quiet --disable-pip-version-check -e "$root[$extras]" >&2
+        echo "Installing numba_swap${extras:+[$extras]} and what it needs" >&2
+        "$python" -m pip install --quiet --disable-pip-version-check \
+            -e "$root${extras:+[$extras]}" >&2
         echo "$wanted" >"$stamp"
     fi
 }
