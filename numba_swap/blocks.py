@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from numba_swap.errors import BadPlanError
-from numba_swap.memory import ArrayView
+from numba_swap.memory import ArrayView, extent
 
-Offsets = npt.NDArray[np.int64]
+Offsets: TypeAlias = npt.NDArray[np.int64]
+Lengths: TypeAlias = tuple[int, ...]
 
 # Axes as (length, bytes between elements at the source, the same at the destination).
 _Axis = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class BlockRuns:
-    """The contiguous runs of one block, the same for every block of a pair of arrays.
+class PairLayout:
+    """How the blocks of one array map onto those of another, wherever the two lie in memory.
 
     Attributes
     ----------
     run_bytes : int
-        Length of each run; 0 if a block holds nothing.
+        Length of each contiguous run; 0 if a block holds nothing.
     src_offsets, dst_offsets : ndarray of int64
         Where each run begins, in bytes from the beginning of its block.
-    dst_axes : tuple of tuple of int
-        The destination block's axes over its runs: length, and bytes between runs.
+    src_step, dst_step : int
+        Bytes from one block to the next.
+    src_blocks, dst_blocks : int
+        Number of blocks.
+    src_extent, dst_extent : tuple of int
+        First byte that each array touches, and the one after the last, from its first element.
+    tangled : bool
+        Whether different destination blocks may share bytes.
+    alignment_bits : int
+        All steps, offsets and lengths, or-ed: low bits that are 0 here are 0 in all of them.
     """
 
     run_bytes: int
     src_offsets: Offsets
     dst_offsets: Offsets
-    dst_axes: tuple[tuple[int, int], ...]
+    src_step: int
+    dst_step: int
+    src_blocks: int
+    dst_blocks: int
+    src_extent: tuple[int, int]
+    dst_extent: tuple[int, int]
+    tangled: bool
+    alignment_bits: int
 
 
-def match_blocks(src: ArrayView, dst: ArrayView, block_axis: int, name: str) -> BlockRuns:
+def match_blocks(src: ArrayView, dst: ArrayView, block_axis: int, name: str) -> PairLayout:
     """Find the longest runs that are contiguous at both ends.
 
     Elements keep their place: index ``[i, j]`` of a source block goes to ``[i, j]`` of the
@@ -58,57 +77,87 @@ def match_blocks(src: ArrayView, dst: ArrayView, block_axis: int, name: str) -> 
     BadPlanError
         If there is no such axis, or the blocks of the two do not correspond.
     """
-    src_shape, src_strides = _without_axis(src, block_axis, f"source of {name}")
-    dst_shape, dst_strides = _without_axis(dst, block_axis, f"destination of {name}")
-    src_bytes, dst_bytes = (
-        int(np.prod(shape, dtype=np.int64)) * view.itemsize
-        for shape, view in ((src_shape, src), (dst_shape, dst))
-    )
+    try:
+        return _match_layouts(
+            src.shape, src.strides, src.itemsize, dst.shape, dst.strides, dst.itemsize, block_axis
+        )
+    except BadPlanError as error:
+        raise BadPlanError(f"{name}: {error}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _match_layouts(
+    src_shape: Lengths,
+    src_strides: Lengths,
+    src_itemsize: int,
+    dst_shape: Lengths,
+    dst_strides: Lengths,
+    dst_itemsize: int,
+    block_axis: int,
+) -> PairLayout:
+    src_block, src_inner = _without_axis(src_shape, src_strides, block_axis, "the source")
+    dst_block, dst_inner = _without_axis(dst_shape, dst_strides, block_axis, "the destination")
+    src_bytes = math.prod(src_block) * src_itemsize
+    dst_bytes = math.prod(dst_block) * dst_itemsize
     if src_bytes != dst_bytes:
         raise BadPlanError(
-            f"{name}: a source block has {src_bytes} bytes (shape {src_shape}, {src.itemsize} "
-            f"bytes an element), a destination block {dst_bytes} (shape {dst_shape}, "
-            f"{dst.itemsize} bytes an element); they must be equal"
+            f"a source block has {src_bytes} bytes (shape {src_block}, {src_itemsize} bytes an "
+            f"element), a destination block {dst_bytes} (shape {dst_block}, {dst_itemsize} bytes "
+            "an element); they must be equal"
         )
     if src_bytes == 0:
-        nothing = np.zeros(0, dtype=np.int64)
-        return BlockRuns(0, nothing, nothing, ())
-    if src_shape == dst_shape and src.itemsize == dst.itemsize:
+        axes = [(0, 1, 1)]
+    elif src_block == dst_block and src_itemsize == dst_itemsize:
         # The order in which elements are visited is free: follow the destination's memory.
-        axes = sorted(
-            zip(src_shape, src_strides, dst_strides, strict=True), key=lambda axis: -abs(axis[2])
+        order = sorted(
+            zip(src_block, src_inner, dst_inner, strict=True), key=lambda axis: -abs(axis[2])
         )
-        axes = [*axes, (src.itemsize, 1, 1)]
+        axes = _join_axes([*order, (src_itemsize, 1, 1)])
     else:
-        axes = _common_axes(
-            [*zip(src_shape, src_strides, strict=True), (src.itemsize, 1)],
-            [*zip(dst_shape, dst_strides, strict=True), (dst.itemsize, 1)],
-            name,
+        axes = _join_axes(
+            _common_axes(
+                [*zip(src_block, src_inner, strict=True), (src_itemsize, 1)],
+                [*zip(dst_block, dst_inner, strict=True), (dst_itemsize, 1)],
+            )
         )
-    *outer, (run_bytes, _, _) = _join_axes(axes)
-    dst_axes = tuple((n, step) for n, _, step in outer)
+    *outer, (run_bytes, _, _) = axes
+    dst_axes = [(n, step) for n, _, step in outer]
     if may_overlap(dst_axes, run_bytes):
         raise BadPlanError(
-            f"{name}: elements of a destination block may share memory (runs of {run_bytes} bytes, "
-            f"strides {dst_strides}); a broadcast or sliding view cannot be a destination"
+            f"elements of a destination block may share memory (runs of {run_bytes} bytes, strides "
+            f"{dst_inner}); a broadcast or sliding view cannot be a destination"
         )
-    return BlockRuns(
+    src_offsets = _offsets([(n, step) for n, step, _ in outer])
+    dst_offsets = _offsets(dst_axes)
+    src_step, dst_step = src_strides[block_axis], dst_strides[block_axis]
+    bits = run_bytes | src_step | dst_step
+    for offsets in (src_offsets, dst_offsets):
+        bits |= int(np.bitwise_or.reduce(offsets))
+    return PairLayout(
         run_bytes,
-        _offsets([(n, step) for n, step, _ in outer]),
-        _offsets(dst_axes),
-        dst_axes,
+        src_offsets,
+        dst_offsets,
+        src_step,
+        dst_step,
+        src_shape[block_axis],
+        dst_shape[block_axis],
+        extent(src_shape, src_strides, src_itemsize),
+        extent(dst_shape, dst_strides, dst_itemsize),
+        may_overlap([*dst_axes, (dst_shape[block_axis], dst_step)], run_bytes),
+        bits,
     )
 
 
-def _without_axis(view: ArrayView, axis: int, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    shape, strides = view.shape, view.strides
+def _without_axis(
+    shape: Lengths, strides: Lengths, axis: int, name: str
+) -> tuple[Lengths, Lengths]:
     if not -len(shape) <= axis < len(shape):
         raise BadPlanError(f"{name} has {len(shape)} axes, so there is no block axis {axis}")
     axis %= len(shape)
     return shape[:axis] + shape[axis + 1 :], strides[:axis] + strides[axis + 1 :]
 
 
-def _common_axes(src: list[tuple[int, int]], dst: list[tuple[int, int]], name: str) -> list[_Axis]:
+def _common_axes(src: list[tuple[int, int]], dst: list[tuple[int, int]]) -> list[_Axis]:
     """Split the axes of both sides, from the innermost outwards, until their lengths agree."""
     src, dst = _join_side(src), _join_side(dst)
     axes: list[_Axis] = []
@@ -117,7 +166,7 @@ def _common_axes(src: list[tuple[int, int]], dst: list[tuple[int, int]], name: s
         length = min(n, m)
         if max(n, m) % length:
             raise BadPlanError(
-                f"{name}: the blocks have as many bytes but not the same shape of runs "
+                "the blocks have as many bytes but not the same shape of runs "
                 f"(lengths {n} and {m} do not divide); copy between equal shapes"
             )
         axes.insert(0, (length, src_step, dst_step))

@@ -10,6 +10,13 @@ from collections.abc import Sequence
 from numba_swap._version import __version__
 from numba_swap.errors import NumbaSwapError
 
+_INFO_EPILOG = """\
+exit status:
+  0  there is a driver with a device: copies can run
+  1  there is no usable driver, or it finds no device; the report says why
+  2  error: bad arguments or environment, no such PATH, or PATH crashes or hangs
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -22,20 +29,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 if all is well; 1 if ``info`` finds no usable driver, or ``demo`` a wrong
-        byte; 2 for an error, which is printed.
+        Exit status: 0 if all is well; 1 if ``info`` finds no usable driver or no device, or
+        ``demo`` a wrong byte; 2 for an error, which is printed.
     """
     parser = argparse.ArgumentParser(
         prog="numba-swap", description="Move scattered memory blocks between host and GPU."
     )
     parser.add_argument("--version", action="version", version=f"numba-swap {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    info = commands.add_parser("info", help="the driver, its entry points, and the mode chosen")
+    info = commands.add_parser(
+        "info",
+        help="the driver, its entry points, and the mode chosen",
+        description="Say which CUDA driver is here, what it offers, and which mode will run.",
+        epilog=_INFO_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     info.add_argument("--json", action="store_true", help="for machines")
+    info.add_argument(
+        "--driver", metavar="PATH", help="examine this libcuda instead, in a process of its own"
+    )
+    info.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long --driver may take (default: 60)",
+    )
     info.set_defaults(run=_info)
     demo = commands.add_parser("demo", help="swap a field's tiles out and in through every mode")
     demo.add_argument(
-        "--size", type=_field_size, default=1024, help="points along an axis (default: 1024)"
+        "--size", type=_field_size, help="points along an axis (default: 4096, simulated 1024)"
     )
     demo.add_argument("--simulate", action="store_true", help="even if there is a GPU")
     demo.set_defaults(run=_demo)
@@ -49,39 +72,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _field_size(text: str) -> int:
     size = int(text)
-    if size < 128 or size % 64:
-        raise argparse.ArgumentTypeError(f"{size} is not a multiple of 64 from 128 up")
+    if size < 1024 or size % 256:
+        raise argparse.ArgumentTypeError(f"{size} is not a multiple of 256 from 1024 up")
     return size
 
 
 def _info(parsed: argparse.Namespace) -> int:
+    from numba_swap.examine import examine
     from numba_swap.info import driver_info
 
-    info = driver_info()
+    info = driver_info() if parsed.driver is None else examine(parsed.driver, parsed.timeout)
     if parsed.json:
         json.dump(info, sys.stdout, indent=2)
         print()
-        return 0 if info["available"] else 1
-    for key in ("library", "found_via", "driver_version", "pretended_version", "proc_address"):
-        if info[key] is not None:
-            print(f"{key.replace('_', ' '):>18}: {info[key]}")
-    for device in info["devices"]:
-        print(
-            f"{'device ' + str(device['ordinal']):>18}: {device['name']}, compute capability "
-            f"{device['compute_capability']}, {device['multiprocessors']} multiprocessors"
-        )
-    missing = [e["name"] for e in info["entry_points"] if not e["found"] or e["hidden"]]
-    if info["entry_points"]:
-        found = len(info["entry_points"]) - len(missing)
-        print(f"{'entry points':>18}: {found} of {len(info['entry_points'])} found")
-    for name in missing:
-        print(f"{'missing':>18}: {name}")
-    for candidate in info["candidates"]:
-        print(f"{'tried':>18}: {candidate['candidate']}: {candidate['error']}")
-    print(f"{'mode':>18}: {info['mode'] or 'none'}")
-    print(f"{'because':>18}: {info['reason']}")
-    for package, version in info["versions"].items():
-        print(f"{package:>18}: {version or 'not installed'}")
+    else:
+        from numba_swap.report import print_report
+
+        print_report(info)
     return 0 if info["available"] else 1
 
 

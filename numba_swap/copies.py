@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from numba_swap.driver.pools import PinnedBuffer
 from numba_swap.errors import BadPlanError
 from numba_swap.memory import Addresses, Allocation, MemoryKind
 
@@ -23,14 +24,17 @@ class Direction(enum.StrEnum):
     MIXED = "mixed directions"
 
 
-@dataclass(frozen=True, eq=False)
 class Copies:
     """Copies to be made in any order: validated, without empty ones, neighbours merged.
 
-    Attributes
+    Nothing here is changed after it was made, but for what is derived on demand.
+
+    Parameters
     ----------
-    dst, src, size : ndarray of uint64, shape (n,)
-        Addresses and lengths in bytes, one copy a row. Read-only.
+    dst, src : ndarray of uint64, shape (n,)
+        Addresses, one copy a row.
+    size : int or ndarray of uint64, shape (n,)
+        Lengths in bytes; one number if all are equal.
     sources, destinations : tuple of Allocation
         Every allocation that the copies read and write.
     describe : callable
@@ -39,86 +43,158 @@ class Copies:
         What keeps the memory alive.
     producer_streams : tuple of int
         Streams whose work on the arrays must come first.
+    buffer : PinnedBuffer, optional
+        Pinned memory in which `dst` and `src` stand one after the other, if they do.
+    alignment_bits : int, optional
+        All addresses and lengths or-ed, if known: low bits that are 0 here are 0 in all of them.
+
+    Attributes
+    ----------
+    nbytes, largest : int
+        Bytes in all, and of the longest copy.
+    uniform : int
+        Bytes of every copy, or 0 if they differ.
+    direction : Direction
+        Between which sides the bytes move.
+    device : int or None
+        The GPU whose memory takes part, the first if there are several; None if none does.
+    prepared : dict
+        What the modes derive and want to find again.
     """
 
-    dst: Addresses
-    src: Addresses
-    size: Addresses
-    sources: tuple[Allocation, ...] = ()
-    destinations: tuple[Allocation, ...] = ()
-    describe: Callable[[int], str] = field(default=lambda index: f"copy {index}")
-    owners: tuple[object, ...] = ()
-    producer_streams: tuple[int, ...] = ()
-    nbytes: int = field(init=False)
-    largest: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        for column in (self.dst, self.src, self.size):
-            column.flags.writeable = False
-        object.__setattr__(self, "nbytes", int(self.size.sum()))
-        object.__setattr__(self, "largest", int(self.size.max(initial=0)))
+    def __init__(
+        self,
+        dst: Addresses,
+        src: Addresses,
+        size: Addresses | int,
+        sources: tuple[Allocation, ...] = (),
+        destinations: tuple[Allocation, ...] = (),
+        describe: Callable[[int], str] = "copy {}".format,
+        owners: tuple[object, ...] = (),
+        producer_streams: tuple[int, ...] = (),
+        buffer: PinnedBuffer | None = None,
+        alignment_bits: int | None = None,
+    ) -> None:
+        self.dst = dst
+        self.src = src
+        self.sources = sources
+        self.destinations = destinations
+        self.describe = describe
+        self.owners = owners
+        self.producer_streams = producer_streams
+        self.buffer = buffer
+        self._alignment_bits = alignment_bits
+        self._sizes: Addresses | None = None
+        if isinstance(size, int):
+            self.uniform = self.largest = size
+            self.nbytes = size * len(dst)
+        else:
+            self._sizes = size
+            self.nbytes = int(size.sum())
+            self.largest = int(size.max(initial=0))
+            self.uniform = self.largest if self.nbytes == self.largest * len(dst) else 0
+        self.direction, self.device = _route(sources, destinations)
+        self.prepared: dict[Any, Any] = {}
 
     def __len__(self) -> int:
-        return len(self.size)
+        return len(self.dst)
+
+    @property
+    def sizes(self) -> Addresses:
+        """Lengths in bytes, one a row; made on demand."""
+        if self._sizes is None:
+            self._sizes = np.full(len(self), self.uniform, dtype=np.uint64)
+        return self._sizes
+
+    @property
+    def alignment_bits(self) -> int:
+        """All addresses and lengths or-ed: low bits that are 0 here are 0 in all of them."""
+        if self._alignment_bits is None:
+            columns = (self.dst, self.src, self.sizes)
+            self._alignment_bits = int(
+                np.bitwise_or.reduce([np.bitwise_or.reduce(column) for column in columns])
+            )
+        return self._alignment_bits
 
     @property
     def allocations(self) -> tuple[Allocation, ...]:
         """All allocations that take part."""
         return self.sources + self.destinations
 
-    @property
-    def device(self) -> int | None:
-        """The GPU whose memory takes part, the first if there are several; None if none does."""
-        return next(
-            (a.device for a in self.allocations if a.kind is MemoryKind.DEVICE),
-            next((a.device for a in self.allocations if a.kind is MemoryKind.MANAGED), None),
-        )
 
-    @property
-    def direction(self) -> Direction:
-        """Between which sides the bytes move."""
-        sides = []
-        for allocations in (self.sources, self.destinations):
-            on_device = {a.kind in (MemoryKind.DEVICE, MemoryKind.MANAGED) for a in allocations}
-            if len(on_device) != 1:
-                return Direction.MIXED
-            sides.append("device" if on_device.pop() else "host")
-        return Direction(" to ".join(sides))
+_SIDES = {
+    MemoryKind.DEVICE: "device",
+    MemoryKind.MANAGED: "device",
+    MemoryKind.PINNED: "host",
+    MemoryKind.PAGEABLE: "host",
+}
+_DIRECTIONS: dict[tuple[str | None, str | None], Direction] = {
+    ("host", "device"): Direction.H2D,
+    ("device", "host"): Direction.D2H,
+    ("device", "device"): Direction.D2D,
+    ("host", "host"): Direction.H2H,
+}
+
+
+def _route(
+    sources: tuple[Allocation, ...], destinations: tuple[Allocation, ...]
+) -> tuple[Direction, int | None]:
+    """Return the direction, and the GPU whose memory takes part."""
+    device = managed = None
+    sides = []
+    for allocations in (sources, destinations):
+        side = None
+        for allocation in allocations:
+            here = _SIDES[allocation.kind]
+            side = here if side in (None, here) else "both"
+            if allocation.kind is MemoryKind.DEVICE and device is None:
+                device = allocation.device
+            elif allocation.kind is MemoryKind.MANAGED and managed is None:
+                managed = allocation.device
+        sides.append(side)
+    direction = _DIRECTIONS.get((sides[0], sides[1]), Direction.MIXED)
+    return direction, managed if device is None else device
 
 
 def no_copies() -> Copies:
     """Return no copies at all."""
     empty = np.zeros(0, dtype=np.uint64)
-    return Copies(empty, empty.copy(), empty.copy())
+    return Copies(empty, empty, 0)
 
 
 def merge(
     dst: Addresses, src: Addresses, size: Addresses | int, bounds: Addresses
-) -> tuple[tuple[Addresses, Addresses, Addresses], npt.NDArray[np.intp]]:
+) -> tuple[tuple[Addresses, Addresses, Addresses | int], npt.NDArray[np.intp] | None]:
     """Merge each copy with the one before where both ends continue it.
 
     Parameters
     ----------
-    dst, src, size : ndarray of uint64
-        The columns; `size` may be one number for all.
+    dst, src : ndarray of uint64
+        The columns.
+    size : int or ndarray of uint64
+        Bytes of every copy, or of each.
     bounds : ndarray of uint64
         Addresses at which no copy may be continued.
 
     Returns
     -------
-    columns : tuple of ndarray
+    columns : tuple
         Merged destinations, sources and sizes.
-    first : ndarray of intp
-        Index of the first row that went into each.
+    first : ndarray of intp or None
+        Index of the first row that went into each; None if nothing was merged.
     """
-    lengths = np.broadcast_to(np.asarray(size, dtype=np.uint64), dst.shape)
-    continues = (dst[1:] - dst[:-1] == lengths[:-1]) & (src[1:] - src[:-1] == lengths[:-1])
-    if not continues.any():
-        return (dst, src, np.array(lengths)), np.arange(len(dst))
-    if bounds.size:
+    step = np.uint64(size) if isinstance(size, int) else size[:-1]
+    continues = (dst[1:] - dst[:-1] == step) & (src[1:] - src[:-1] == step)
+    if bounds.size and continues.any():
         continues &= ~(np.isin(dst[1:], bounds) | np.isin(src[1:], bounds))
+    if not continues.any():
+        return (dst, src, size), None
     first = np.flatnonzero(np.concatenate(([True], ~continues)))
-    return (dst[first], src[first], np.add.reduceat(lengths, first)), first
+    if isinstance(size, int):
+        sizes = np.diff(first, append=len(dst)).astype(np.uint64) * np.uint64(size)
+    else:
+        sizes = np.add.reduceat(size, first)
+    return (dst[first], src[first], sizes), first
 
 
 def concatenate(parts: Sequence[Copies]) -> Copies:
@@ -136,7 +212,7 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
     return Copies(
         np.concatenate([part.dst for part in parts]),
         np.concatenate([part.src for part in parts]),
-        np.concatenate([part.size for part in parts]),
+        _common_size(parts),
         tuple(dict.fromkeys(item for part in parts for item in part.sources)),
         tuple(dict.fromkeys(item for part in parts for item in part.destinations)),
         describe,
@@ -147,6 +223,13 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
     )
 
 
+def _common_size(parts: Sequence[Copies]) -> Addresses | int:
+    sizes = {part.uniform for part in parts}
+    if len(sizes) == 1 and 0 not in sizes:
+        return sizes.pop()
+    return np.concatenate([part.sizes for part in parts])
+
+
 def drop_identities(copies: Copies) -> Copies:
     """Leave out copies of a block onto itself: there is nothing to move."""
     rows = np.flatnonzero(copies.dst != copies.src)
@@ -155,7 +238,7 @@ def drop_identities(copies: Copies) -> Copies:
     return Copies(
         copies.dst[rows],
         copies.src[rows],
-        copies.size[rows],
+        copies.uniform or copies.sizes[rows],
         copies.sources,
         copies.destinations,
         lambda index: copies.describe(int(rows[index])),
@@ -174,7 +257,7 @@ def check_hazards(copies: Copies) -> None:
     """
     order = np.argsort(copies.dst, kind="stable")
     starts = copies.dst[order]
-    stops = starts + copies.size[order]
+    stops = starts + copies.sizes[order]
     again = np.flatnonzero(starts[1:] < stops[:-1])
     if again.size:
         pair = [copies.describe(int(order[again[0] + i])) for i in (1, 0)]
@@ -184,7 +267,7 @@ def check_hazards(copies: Copies) -> None:
     # Destinations are disjoint now, so the first one that ends after a source begins decides.
     after = np.searchsorted(stops, copies.src, side="right")
     candidates = np.minimum(after, len(order) - 1)
-    read = np.flatnonzero((after < len(order)) & (starts[candidates] < copies.src + copies.size))
+    read = np.flatnonzero((after < len(order)) & (starts[candidates] < copies.src + copies.sizes))
     if read.size:
         reader, writer = int(read[0]), int(order[after[read[0]]])
         what = f"what {copies.describe(writer)} writes"

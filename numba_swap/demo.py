@@ -27,7 +27,7 @@ SIMULATED_VERSIONS = (
     DriverVersion(12, 8),
     DriverVersion(13, 0),
 )
-_TILE = 64
+_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class DemoRow:
     ----------
     driver : str
         Which driver, and whether it is real, pretended or simulated.
+    asked : str
+        The mode asked for.
     decision : Decision
         Mode and reason of the swap to the device.
     nbytes : int
@@ -49,6 +51,7 @@ class DemoRow:
     """
 
     driver: str
+    asked: str
     decision: Decision
     nbytes: int
     seconds: float
@@ -82,51 +85,55 @@ def compute_field(size: int, seed: int = 0) -> Field:
 
 
 def cut_tiles(field: Field) -> Field:
-    """Cut a field into square tiles, shape ``(tiles, 64, 64)``."""
+    """Cut a field into square tiles, shape ``(tiles, 256, 256)``."""
     n = field.shape[0] // _TILE
     tiles = field.reshape(n, _TILE, n, _TILE).swapaxes(1, 2)
     return np.ascontiguousarray(tiles).reshape(n * n, _TILE, _TILE)
 
 
-def run_demo(size: int = 1024, *, force_simulation: bool = False) -> list[DemoRow]:
+def run_demo(size: int | None = None, *, force_simulation: bool = False) -> list[DemoRow]:
     """Swap half the tiles of a field out to the device and back, on several drivers.
 
-    On a machine with a GPU: the driver as it is, each mode that it has, and the driver
-    pretending to be 12.4 and 11.4. Elsewhere: simulated drivers 11.4, 12.4, 12.8 and 13.0.
+    On a machine with a GPU: the driver as it is, and pretending to be 12.4 and 11.4. Elsewhere:
+    simulated drivers 11.4, 12.4, 12.8 and 13.0. Last, each mode that the newest of them has.
 
     Parameters
     ----------
-    size : int
-        Points along each axis of the field, a multiple of 64.
+    size : int, optional
+        Points along each axis of the field, a multiple of 256; 4096 on a GPU, 1024 simulated.
     force_simulation : bool
         Simulate even where there is a GPU.
     """
-    tiles = cut_tiles(compute_field(size))
     if force_simulation or not _has_gpu():
+        tiles = cut_tiles(compute_field(size or 1024))
         rows = []
         for version in SIMULATED_VERSIONS:
             with simulate(driver_version=version) as gpu:
-                rows.append(_swap_out_and_in(gpu, tiles, f"{version} simulated"))
+                name = f"{version} simulated"
+                rows.append(_swap_out_and_in(gpu, tiles, name))
+                if version == SIMULATED_VERSIONS[-1]:
+                    rows += [_swap_out_and_in(gpu, tiles, name, mode) for mode in Mode]
         return rows
-    real = default_driver().version
-    rows = [_swap_out_and_in(_NumbaMemory, tiles, f"{real}")]
+    driver = default_driver()
+    tiles = cut_tiles(compute_field(size or 4096))
+    rows = [_swap_out_and_in(_NumbaMemory, tiles, f"{driver.version}")]
+    for version in reversed(SIMULATED_VERSIONS):
+        if version < min(driver.version, DriverVersion(12, 8)):
+            with override(driver_version=version):
+                rows.append(_swap_out_and_in(_NumbaMemory, tiles, f"{driver.version} as {version}"))
     for mode in Mode:
-        if mode is not Mode.BATCH or default_driver().has("cuMemcpyBatchAsync"):
-            with override(mode=mode):
-                rows.append(_swap_out_and_in(_NumbaMemory, tiles, f"{real}"))
-    for version in SIMULATED_VERSIONS:
-        if version < min(real, DriverVersion(12, 8)):
-            with override(mode="auto", driver_version=version):
-                rows.append(_swap_out_and_in(_NumbaMemory, tiles, f"{real} as {version}"))
+        if mode is not Mode.BATCH or driver.has("cuMemcpyBatchAsync"):
+            rows.append(_swap_out_and_in(_NumbaMemory, tiles, f"{driver.version}", mode))
     return rows
 
 
 def format_demo(rows: list[DemoRow]) -> str:
     """Lay the rows out as a table."""
-    head = ("driver", "mode", "copies", "bytes", "time", "every byte", "reason")
+    head = ("driver", "asked", "mode", "copies", "bytes", "time", "every byte", "reason")
     lines = [
         (
             row.driver,
+            row.asked,
             str(row.decision.mode),
             str(row.decision.copies),
             str(row.nbytes),
@@ -168,7 +175,7 @@ class _NumbaMemory:
         return cuda.device_array(shape, dtype)
 
 
-def _swap_out_and_in(gpu: Any, tiles: Field, driver: str) -> DemoRow:
+def _swap_out_and_in(gpu: Any, tiles: Field, driver: str, mode: Mode | str = "auto") -> DemoRow:
     """Move a random half of the tiles into shuffled device slots and back to other places."""
     rng = np.random.default_rng(1)
     n = len(tiles)
@@ -180,18 +187,19 @@ def _swap_out_and_in(gpu: Any, tiles: Field, driver: str) -> DemoRow:
     device = gpu.device_array((n // 2, _TILE, _TILE), np.float32)
     out = plan_blocks(host, device, np.stack([chosen, slots], axis=1))
     into = plan_blocks(device, back, np.stack([slots, n - 1 - chosen], axis=1))
-    if not out.explain().simulated:
+    if not out.explain(mode=mode).simulated:
         with _timed():  # the first run of a mode compiles it
-            out.run().wait()
-            into.run().wait()
+            out.run(mode=mode).wait()
+            into.run(mode=mode).wait()
         back[...] = np.nan
     with _timed() as elapsed:
-        transfer = out.run()
-        into.run().wait()
+        transfer = out.run(mode=mode)
+        into.run(mode=mode).wait()
     want = np.full_like(tiles, np.nan)
     want[n - 1 - chosen] = tiles[chosen]
     return DemoRow(
         driver=driver,
+        asked=str(mode),
         decision=transfer.decision,
         nbytes=out.nbytes + into.nbytes,
         seconds=elapsed[0],

@@ -66,7 +66,7 @@ class ModeUnavailableError(NumbaSwapError):
     """
 
     def __init__(self, mode: str, reason: str) -> None:
-        super().__init__(f"mode {mode!r} cannot run this copy: {reason}")
+        super().__init__(f"mode {str(mode)!r} cannot run this copy: {reason}")
         self.mode = mode
         self.reason = reason
 

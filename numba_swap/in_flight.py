@@ -6,10 +6,8 @@ import atexit
 import contextlib
 import queue
 import threading
-from typing import Any
 
 from numba_swap.driver.api import Driver
-from numba_swap.driver.pools import PinnedBuffer
 from numba_swap.errors import DriverCallError
 
 
@@ -24,64 +22,79 @@ class InFlight:
         Context of the stream, the calling thread's at this moment.
     holds : tuple of object
         Arrays and descriptors to keep alive.
+    captured : bool
+        Whether the stream is being captured into a graph.
+
+    Attributes
+    ----------
+    event : int
+        To be recorded behind the work; 0 if it is captured, or over.
     """
 
-    def __init__(self, driver: Driver, context: int, holds: tuple[object, ...]) -> None:
+    __slots__ = ("__weakref__", "_context", "_driver", "_error", "_holds", "event")
+
+    def __init__(
+        self, driver: Driver, context: int, holds: tuple[object, ...], captured: bool
+    ) -> None:
         self._driver = driver
         self._context = context
         self._holds = holds
-        self._buffers: list[PinnedBuffer] = []
-        self._event: int | None = None
         self._error: DriverCallError | None = None
-        self._lock = threading.Lock()
+        if captured:
+            self.event = 0
+            # A graph may replay the work at any time: never release anything.
+            _captured.append(self)
+        else:
+            self.event = driver.pools.take_event(context)
+            _unfinished[id(self)] = self
 
-    def take_buffer(self, nbytes: int) -> PinnedBuffer:
-        """Take a pinned buffer that goes back to the pool when the work is over."""
-        buffer = self._driver.pools.take_buffer(nbytes)
-        self._buffers.append(buffer)
-        return buffer
+    def hold(self, *more: object) -> None:
+        """Keep more objects alive until the work is over."""
+        self._holds += more
 
     def close(self, stream: int) -> None:
-        """Mark the end of the work in its stream; from now on it can be waited for."""
-        event = self._driver.pools.take_event(self._context)
-        self._driver.record_event(event, stream)
-        self._event = event
-        _unfinished[id(self)] = self
+        """Mark the end of the work in its stream, for work that was not submitted with `event`."""
+        if self.event:
+            self._driver.record_event(self.event, stream)
 
-    def keep_forever(self) -> None:
-        """Never release anything: a graph may replay the work at any time."""
-        _captured.append((self._holds, self._buffers))
+    def cancel(self) -> None:
+        """Forget it: nothing was submitted."""
+        self._release()
 
     @property
     def over(self) -> bool:
-        """Whether it is known to be over."""
-        return self._event is None
+        """Whether it is known to be over; never for captured work."""
+        return self.event == 0 and not self._holds
 
     def poll(self) -> bool:
         """Look whether it is over, and release what it held if so."""
-        self._raise_error()
-        event = self._event
-        if event is None:
-            return True
-        with self._failure_recorded():
-            if not self._driver.event_done(event):
-                return False
-        self._release()
+        if self._error is not None:
+            raise self._error
+        if self.event:
+            try:
+                if not self._driver.event_done(self.event):
+                    return False
+            except DriverCallError as error:
+                self._fail(error)
+                raise
+            self._release()
         return True
 
     def wait(self) -> None:
         """Block until it is over, and release what it held."""
-        self._raise_error()
-        event = self._event
-        if event is None:
-            return
-        with self._failure_recorded():
-            self._driver.synchronize_event(event)
-        self._release()
+        if self._error is not None:
+            raise self._error
+        if self.event:
+            try:
+                self._driver.synchronize_event(self.event)
+            except DriverCallError as error:
+                self._fail(error)
+                raise
+            self._release()
 
     def abandon(self) -> None:
         """Leave it to the reaper: nobody will wait for it."""
-        if self._event is not None:
+        if self.event:
             _reaper.adopt(self)
 
     def wait_in_own_context(self) -> None:
@@ -89,33 +102,20 @@ class InFlight:
         with self._driver.activate(self._context):
             self.wait()
 
-    @contextlib.contextmanager
-    def _failure_recorded(self) -> Any:
-        try:
-            yield
-        except DriverCallError as error:
-            # Work that failed has broken its context for good; nothing runs there any more.
-            self._error = error
-            self._release(event_usable=False)
-            raise
+    def _fail(self, error: DriverCallError) -> None:
+        # Work that failed has broken its context for good: its event is not used again, and
+        # nothing runs there any more that could touch what is released now.
+        self._error = error
+        if _unfinished.pop(id(self), None) is not None:
+            self.event = 0
+            self._holds = ()
 
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _release(self, *, event_usable: bool = True) -> None:
-        with self._lock:
-            event, self._event = self._event, None
-            holds, self._holds = self._holds, ()
-            buffers, self._buffers = self._buffers, []
-        if event is None:
-            return
-        _unfinished.pop(id(self), None)
-        if event_usable:
-            self._driver.pools.give_event(self._context, event)
-            for buffer in buffers:
-                self._driver.pools.give_buffer(buffer)
-        del holds  # outside the lock: the last reference to an array may run its destructor
+    def _release(self) -> None:
+        # Popping is atomic: of several threads that waited, one releases.
+        if _unfinished.pop(id(self), None) is not None:
+            self._driver.pools.give_event(self._context, self.event)
+            self.event = 0
+            self._holds = ()
 
 
 class _Reaper:
@@ -153,7 +153,7 @@ class _Reaper:
 _reaper = _Reaper()
 _unfinished: dict[int, InFlight] = {}
 # Work captured into graphs. Its descriptors and arrays are needed as long as any graph lives.
-_captured: list[tuple[tuple[object, ...], list[PinnedBuffer]]] = []
+_captured: list[InFlight] = []
 
 
 @atexit.register

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
 import platform
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from numba_swap._version import __version__
-from numba_swap.copies import no_copies
-from numba_swap.dispatch import Situation, choose
+from numba_swap.advice import (
+    choose_mode,
+    describe_batch_copy,
+    explain_newer_driver,
+    find_oddities,
+    list_typical_swaps,
+    situation_of,
+)
 from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
-from numba_swap.errors import DriverUnavailableError, ModeUnavailableError, NumbaSwapError
-from numba_swap.modes import batch, kernel, loop
+from numba_swap.driver.candidates import (
+    Candidate,
+    classify,
+    find_candidates,
+    find_release,
+    predict,
+)
+from numba_swap.driver.elf import find_flaw
+from numba_swap.driver.library import DriverLibrary, NvidiaLibrary
+from numba_swap.driver.machine import find_toolkit, look_at_machine
+from numba_swap.errors import DriverUnavailableError, NumbaSwapError
 from numba_swap.settings import Mode, Settings, current_settings
 from numba_swap.simulate import current_driver
+from numba_swap.versions import DriverVersion
 
 _PACKAGES = ("numba", "numba-cuda", "cuda-bindings", "numpy")
+# Wheels that bring parts of the CUDA toolkit; listed only if installed, the others always.
+_TOOLKIT_PACKAGES = (
+    "cuda-toolkit",
+    "cuda-pathfinder",
+    *(
+        f"nvidia-{part}{suffix}"
+        for part in ("cuda-nvrtc", "nvjitlink", "cuda-runtime")
+        for suffix in ("", "-cu12", "-cu11")
+    ),
+)
 
 
 def driver_info() -> dict[str, Any]:
@@ -27,43 +56,100 @@ def driver_info() -> dict[str, Any]:
     -------
     dict
         ``available`` : whether copies can run: a driver with a device.
+        ``simulated`` : whether the driver is simulated.
         ``library``, ``found_via`` : path of the driver library, and how it was found.
-        ``driver_version`` : the CUDA version it supports, "13.0" for example.
+        ``library_kind`` : what its folder says that it is: "ordinary", "toolkit stub",
+        "forward-compatibility package" or "WSL driver".
+        ``driver_release``, ``driver_release_source`` : the release of the library, "580.159.04"
+        for example (what ``nvidia-smi`` calls the driver version), and where it was read.
+        ``driver_version`` : the CUDA version it supports, "13.0" for example (what ``nvidia-smi``
+        calls the CUDA version).
         ``pretended_version`` : the lower version that `override` or the environment pretends.
         ``proc_address`` : which ``cuGetProcAddress`` it has.
         ``entry_points`` : for each: ``name``, ``requested_version``, ``code``, ``status``,
-        ``found``, and ``hidden`` if the pretended version would not have it.
+        ``found``, ``hidden`` if the pretended version would not have it, and ``explanation``.
+        ``batch_copy`` : ``usable``, whether the driver's batch copy is there and can be used, and
+        ``reason``, why not.
         ``devices`` : name, compute capability and multiprocessors of each.
-        ``mode``, ``reason`` : what would be chosen between pinned and device memory, and why.
-        (The kernel is not compiled for this.) None where there is no driver.
+        ``mode``, ``reason`` : what would be chosen for many blocks of 1 MiB from pinned to device
+        memory, and why. (The kernel is not compiled for this.) None where there is no driver.
+        ``typical`` : the same for swaps of several sizes, a dict of ``swap``, ``mode`` and
+        ``reason`` each.
+        ``newer_driver`` : how ``mode`` would change with a newer driver.
         ``candidates`` : where there is no driver, or it finds no device: what was tried, and why
         it failed.
-        ``versions`` : of Python and the packages that take part.
+        ``libraries`` : every driver library on the loader's path and in well-known folders, in
+        the loader's order: ``path``, ``file`` (links followed), ``origin``, ``kind``,
+        ``release``, ``searched`` (the loader looks there), ``by_default`` (the loader takes this
+        one by itself), ``used`` (this is about it), ``problem``.
+        ``machine`` : ``nvidia_gpus`` and ``amd_gpus`` on the PCI bus, ``amd_driver`` (running),
+        ``module_release`` (of NVIDIA's kernel module; None if it is not loaded), ``wsl``,
+        ``is_amd`` (what is here to compute with is AMD's).
+        ``toolkit`` : ``version`` and ``nvcc``, the path of its compiler; None if there is none.
+        ``versions`` : of Python and the packages that take part. Parts of the toolkit stand here
+        if they are installed as packages.
+        ``notes`` : what is odd about all this, a sentence each.
 
     Raises
     ------
     ValueError
         If ``NUMBA_SWAP_MODE`` or ``NUMBA_SWAP_DRIVER_VERSION`` cannot be read.
     """
+    return _gather(current_driver, NvidiaLibrary, given=None)
+
+
+def library_info(path: str) -> dict[str, Any]:
+    """As `driver_info`, for one library, which is loaded into this process whatever it is.
+
+    A process keeps the first driver library that it loads, and a damaged one may end it: run
+    this in a process of its own.
+    """
+
+    def library() -> NvidiaLibrary:
+        return NvidiaLibrary(path)
+
+    return _gather(lambda: Driver(library()), library, given=os.path.abspath(path))
+
+
+def _gather(
+    make_driver: Callable[[], Driver],
+    make_library: Callable[[], DriverLibrary],
+    given: str | None,
+) -> dict[str, Any]:
     settings = current_settings()
+    toolkit = find_toolkit()
+    machine = look_at_machine()
     info: dict[str, Any] = {
         "available": False,
         "simulated": False,
-        "library": None,
+        "library": given,
+        "library_kind": None,
         "found_via": None,
+        "driver_release": None,
+        "driver_release_source": None,
         "driver_version": None,
         "pretended_version": None,
         "proc_address": None,
         "entry_points": [],
+        "batch_copy": {"usable": False, "reason": "there is no driver"},
         "devices": [],
         "mode": None,
         "reason": None,
+        "typical": [],
+        "newer_driver": None,
         "candidates": [],
+        "libraries": [],
+        "machine": {**asdict(machine), "is_amd": machine.is_amd},
+        "toolkit": toolkit and {"version": toolkit[0], "nvcc": toolkit[1]},
         "versions": _versions(),
+        "notes": [],
     }
+    version: DriverVersion | None = None
     try:
-        driver = current_driver()
-        info.update(_describe(driver, settings))
+        driver = make_driver()
+        version = driver.version
+        info.update(_describe_library(driver.library))
+        info.update(_describe_driver(driver, settings))
         info["devices"] = [_describe_device(driver, i) for i in range(driver.device_count())]
         info["available"] = bool(info["devices"])
     except DriverUnavailableError as error:
@@ -72,35 +158,38 @@ def driver_info() -> dict[str, Any]:
         ]
         info["reason"] = info["reason"] or str(error)
     except NumbaSwapError as error:
-        info["reason"] = str(error)
+        if info["found_via"] is None:
+            with contextlib.suppress(NumbaSwapError):
+                info.update(_describe_library(make_library()))
+        info["candidates"] = [{"candidate": info["library"], "error": str(error)}]
+        info["reason"] = info["reason"] or str(error)
+    mode = Mode(info["mode"]) if info["mode"] else None
+    info["newer_driver"] = explain_newer_driver(version, mode, settings)
+    if info["library"] and not info["simulated"]:
+        info["library_kind"] = str(classify(info["library"]))
+        release = find_release(info["library"])
+        if release is not None:
+            info["driver_release"], info["driver_release_source"] = release
+    info["libraries"] = _list_libraries(info["library"], given)
+    info["notes"] = find_oddities(info)
     return info
 
 
-def _describe(driver: Driver, settings: Settings) -> dict[str, Any]:
-    cap = settings.driver_version
-    pretended = cap is not None and cap < driver.version
-    version = cap if cap is not None and pretended else driver.version
-    situation = Situation(version, pretended, stream=0, capturing=False, device=0)
-    modules: dict[Mode, ModuleType] = {Mode.BATCH: batch, Mode.LOOP: loop}
-
-    def why_not(mode: Mode) -> str | None:
-        # No copies: nothing about memory stands in the way, only the driver speaks.
-        if mode is Mode.KERNEL:
-            return kernel.why_not_in_principle(driver, no_copies(), situation)
-        obstacle: str | None = modules[mode].why_not(driver, no_copies(), situation)
-        return obstacle
-
-    try:
-        mode, reason, _ = choose(settings.mode, "override or the environment", why_not)
-    except ModeUnavailableError as error:
-        mode, reason = None, str(error)
+def _describe_library(library: DriverLibrary) -> dict[str, Any]:
     return {
-        "simulated": driver.simulated,
-        "library": driver.library.path,
-        "found_via": driver.library.found_via,
+        "simulated": library.simulated,
+        "library": library.path,
+        "found_via": library.found_via,
+        "proc_address": library.proc_address.prototype.name,
+    }
+
+
+def _describe_driver(driver: Driver, settings: Settings) -> dict[str, Any]:
+    mode, reason = choose_mode(driver, settings)
+    situation = situation_of(driver, settings)
+    return {
         "driver_version": str(driver.version),
-        "pretended_version": str(version) if pretended else None,
-        "proc_address": driver.library.proc_address.prototype.name,
+        "pretended_version": str(situation.driver_version) if situation.pretended else None,
         "entry_points": [
             {
                 "name": answer.name,
@@ -108,12 +197,15 @@ def _describe(driver: Driver, settings: Settings) -> dict[str, Any]:
                 "code": answer.code,
                 "status": answer.status,
                 "found": answer.found,
-                "hidden": answer.version > version.encoded,
+                "hidden": answer.version > situation.driver_version.encoded,
+                "explanation": answer.explanation,
             }
             for answer in driver.entry_points.answers.values()
         ],
+        "batch_copy": describe_batch_copy(driver, settings),
         "mode": mode and str(mode),
         "reason": reason,
+        "typical": list_typical_swaps(driver, settings),
     }
 
 
@@ -130,14 +222,47 @@ def _describe_device(driver: Driver, device: int) -> dict[str, Any]:
     }
 
 
+def _list_libraries(used: str | None, given: str | None) -> list[dict[str, Any]]:
+    candidates = find_candidates()
+    by_default = predict(candidates)
+    file = used and os.path.realpath(used)
+    if given is not None and file not in [os.path.realpath(c.path) for c in candidates]:
+        candidates.insert(0, Candidate(given, "given", searched=False, flaw=find_flaw(given)))
+    return [
+        _describe_candidate(c, c is by_default, os.path.realpath(c.path) == file)
+        for c in candidates
+    ]
+
+
+def _describe_candidate(candidate: Candidate, predicted: bool, used: bool) -> dict[str, Any]:
+    release = find_release(candidate.path)
+    problem = candidate.why_not
+    if predicted and candidate.flaw is not None:
+        problem = f"{problem}, and the loader looks no further"
+    elif used and candidate.flaw is None:
+        problem = None
+    return {
+        "path": candidate.path,
+        "file": os.path.realpath(candidate.path),
+        "origin": candidate.origin,
+        "kind": str(candidate.kind),
+        "release": release and release[0],
+        "searched": candidate.searched,
+        "by_default": predicted and candidate.flaw is None,
+        "used": used,
+        "problem": problem,
+    }
+
+
 def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {
         "python": platform.python_version(),
         "numba-swap": __version__,
     }
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_TOOLKIT_PACKAGES):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
+            if package in _PACKAGES:
+                versions[package] = None
     return versions

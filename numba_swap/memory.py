@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
+import functools
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +40,7 @@ class MemoryKind(enum.StrEnum):
     PAGEABLE = "pageable"
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
+class Allocation(NamedTuple):
     """A range of addresses of one kind.
 
     Attributes
@@ -63,8 +62,7 @@ class Allocation:
     device_offset: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayView:
+class ArrayView(NamedTuple):
     """The layout of one array, whatever library it came from.
 
     Attributes
@@ -91,19 +89,16 @@ class ArrayView:
     owner: object
     stream: int | None = None
 
-    @property
-    def extent(self) -> tuple[int, int]:
-        """First address that the array touches, and the one after the last."""
-        if 0 in self.shape or self.itemsize == 0:
-            return self.address, self.address
-        spans = [
-            (length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True)
-        ]
-        low = self.address + sum(span for span in spans if span < 0)
-        high = self.address + sum(span for span in spans if span > 0)
-        return low, high + self.itemsize
+
+def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """Return the first byte that an array touches, and the one after the last, from index 0."""
+    if 0 in shape or itemsize == 0:
+        return 0, 0
+    spans = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
+    return sum(s for s in spans if s < 0), sum(s for s in spans if s > 0) + itemsize
 
 
+@functools.lru_cache(maxsize=256)
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Strides of a C-ordered array without gaps."""
     strides = [itemsize] * len(shape)
@@ -127,6 +122,8 @@ def view_array(array: Any, name: str) -> ArrayView:
     UnsupportedArrayError
         If it speaks none of them, or holds something that has no bytes to copy.
     """
+    if type(array) is np.ndarray:  # the most frequent case, and it has no other interface
+        return _view_numpy(array, name)
     try:
         interface = getattr(array, "__cuda_array_interface__", None)
     except Exception as error:  # PyTorch refuses tensors that require gradients with RuntimeError
@@ -134,18 +131,7 @@ def view_array(array: Any, name: str) -> ArrayView:
     if interface is not None:
         return _view_cuda_interface(interface, array, name)
     if isinstance(array, np.ndarray):
-        if array.dtype.hasobject:
-            raise UnsupportedArrayError(
-                f"{name} holds Python objects ({array.dtype}), not plain bytes"
-            )
-        return ArrayView(
-            address=array.ctypes.data,
-            shape=array.shape,
-            strides=array.strides,
-            itemsize=array.itemsize,
-            readonly=not array.flags.writeable,
-            owner=array,
-        )
+        return _view_numpy(array, name)
     if hasattr(array, "__dlpack__"):
         tensor = read_dlpack(array)
         return ArrayView(
@@ -163,41 +149,61 @@ def view_array(array: Any, name: str) -> ArrayView:
     )
 
 
+def _view_numpy(array: npt.NDArray[Any], name: str) -> ArrayView:
+    if array.dtype.hasobject:
+        raise UnsupportedArrayError(f"{name} holds Python objects ({array.dtype}), not plain bytes")
+    return ArrayView(
+        array.ctypes.data,
+        array.shape,
+        array.strides,
+        array.itemsize,
+        not array.flags.writeable,
+        array,
+    )
+
+
 def _view_cuda_interface(interface: dict[str, Any], array: object, name: str) -> ArrayView:
     if interface.get("mask") is not None:
         raise UnsupportedArrayError(f"{name} is masked; fill or drop the mask first")
-    dtype = np.dtype(interface["typestr"])
-    shape = tuple(int(length) for length in interface["shape"])
+    itemsize = _itemsize(interface["typestr"])
+    shape = tuple(interface["shape"])
     strides = interface.get("strides")
     address, readonly = interface["data"]
     return ArrayView(
-        address=int(address or 0),
-        shape=shape,
-        strides=tuple(strides) if strides else contiguous_strides(shape, dtype.itemsize),
-        itemsize=dtype.itemsize,
-        readonly=bool(readonly),
-        owner=array,
-        stream=interface.get("stream"),
+        address or 0,
+        shape,
+        tuple(strides) if strides else contiguous_strides(shape, itemsize),
+        itemsize,
+        bool(readonly),
+        array,
+        interface.get("stream"),
     )
+
+
+@functools.cache
+def _itemsize(typestr: str) -> int:
+    return np.dtype(typestr).itemsize
 
 
 def find_allocation(driver: Driver, address: int) -> Allocation | None:
     """Ask the driver what an address is; None if CUDA does not know it."""
-    info = driver.pointer_info(address)
-    if info.memory_type == 0:
+    memory_type, managed, device, device_address, start, nbytes = driver.pointer_info(address)
+    if memory_type == 0:
         return None
-    if info.managed:
+    if managed:
         kind = MemoryKind.MANAGED
-    elif info.memory_type == abi.MEMORYTYPE_DEVICE:
+    elif memory_type == abi.MEMORYTYPE_DEVICE:
         kind = MemoryKind.DEVICE
     else:
         kind = MemoryKind.PINNED
-    offset = info.device_address - address if info.device_address else None
-    return Allocation(info.start, info.start + info.nbytes, kind, info.device, offset)
+    offset = device_address - address if device_address else None
+    return Allocation(start, start + nbytes, kind, device, offset)
 
 
-def allocations_of_array(driver: Driver, view: ArrayView, name: str) -> tuple[Allocation, ...]:
-    """Every allocation that an array touches, in the order of addresses.
+def allocations_of_range(
+    driver: Driver, start: int, stop: int, name: str
+) -> tuple[Allocation, ...]:
+    """Every allocation that an array's range of addresses touches, in order.
 
     One for almost every array; host memory registered in pieces has several.
 
@@ -206,19 +212,20 @@ def allocations_of_array(driver: Driver, view: ArrayView, name: str) -> tuple[Al
     BadPlanError
         If the array runs past the end of a CUDA allocation into memory that CUDA does not know.
     """
-    start, stop = view.extent
-    found: list[Allocation] = []
-    while start < stop:
-        allocation = find_allocation(driver, start)
-        if allocation is None and not found:
-            return (Allocation(start, stop, MemoryKind.PAGEABLE, None, None),)
+    first = find_allocation(driver, start)
+    if first is None:
+        return (Allocation(start, stop, MemoryKind.PAGEABLE, None, None),)
+    if stop <= first.stop:
+        return (first,)
+    found = [first]
+    while found[-1].stop < stop:
+        allocation = find_allocation(driver, found[-1].stop)
         if allocation is None:
             raise BadPlanError(
-                f"{name} spans {view.extent[0]:#x} to {stop:#x}, but the CUDA allocation that "
-                f"holds its beginning ends at {start:#x}: pin (register) all of it or none"
+                f"{name} spans {start:#x} to {stop:#x}, but the CUDA allocation that holds its "
+                f"beginning ends at {found[-1].stop:#x}: pin (register) all of it or none"
             )
         found.append(allocation)
-        start = allocation.stop
     return tuple(found)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.blocks import match_blocks, may_overlap
+from numba_swap.blocks import match_blocks
 from numba_swap.copies import (
     Copies,
     check_hazards,
@@ -18,18 +17,24 @@ from numba_swap.copies import (
     merge,
     no_copies,
 )
-from numba_swap.driver.api import Driver
+from numba_swap.driver.api import Driver, compiled
+from numba_swap.driver.pools import PinnedBuffer
 from numba_swap.errors import BadPlanError, UnsupportedArrayError
 from numba_swap.memory import (
     Addresses,
     Allocation,
-    ArrayView,
+    MemoryKind,
     allocations_of_addresses,
-    allocations_of_array,
+    allocations_of_range,
     view_array,
 )
 
 Ids = npt.NDArray[np.int64]
+
+# Where grouping copies by their place in host memory pays: see `compiled.REGION_BYTES`.
+_MANY_ROWS = 4096
+_SHORT_BYTES = 2048
+_LARGE_POOL_BYTES = 3 << 28
 
 
 def plan_array_blocks(
@@ -53,14 +58,16 @@ def plan_array_blocks(
     BadPlanError, UnsupportedArrayError
         If the copies are not possible or not well defined.
     """
-    pairs = _pair_layers(src, dst)
     mapping = _read_mapping(block_mapping)
-    parts = [
-        _plan_layer(driver, *pair, mapping, block_axis, "" if len(pairs) == 1 else f" of layer {i}")
-        for i, pair in enumerate(pairs)
-    ]
-    copies = concatenate([part.copies for part in parts])
-    if _extents_meet([part.extents for part in parts]):
+    if not isinstance(src, (list, tuple)) and not isinstance(dst, (list, tuple)):
+        layers = [_plan_layer(driver, src, dst, mapping, block_axis, "")]
+    else:
+        layers = [
+            _plan_layer(driver, *pair, mapping, block_axis, f" of layer {i}")
+            for i, pair in enumerate(_pair_layers(src, dst))
+        ]
+    copies = concatenate([layer.copies for layer in layers])
+    if _spans_meet(layers):
         copies = drop_identities(copies)
         check_hazards(copies)
     return copies
@@ -95,7 +102,7 @@ def plan_pointers(driver: Driver, src_ptrs: Any, dst_ptrs: Any, sizes: Any) -> C
     columns, first = merge(dst_column, src_column, lengths, bounds)
 
     def describe(index: int) -> str:
-        row = rows[first[index]]
+        row = rows[index if first is None else first[index]]
         return f"copy {row} (from {src[row]:#x} to {dst[row]:#x}, {sizes[row]} bytes)"
 
     return Copies(*columns, sources, destinations, describe)
@@ -107,16 +114,14 @@ def _refuse_rows(wrong: npt.NDArray[np.bool_], values: Ids, name: str, what: str
         raise BadPlanError(f"{name}[{row}] = {values[row]} {what}", row)
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
+class _Layer(NamedTuple):
     copies: Copies
-    extents: tuple[tuple[int, int], tuple[int, int]]  # of source and destination
+    src_span: tuple[int, int]  # first address that the array touches, and the one after the last
+    dst_span: tuple[int, int]
 
 
 def _pair_layers(src: Any, dst: Any) -> list[tuple[Any, Any]]:
     many = [isinstance(side, (list, tuple)) for side in (src, dst)]
-    if many == [False, False]:
-        return [(src, dst)]
     if many != [True, True] or len(src) != len(dst):
         lengths = [len(side) if isinstance(side, (list, tuple)) else "one" for side in (src, dst)]
         raise BadPlanError(
@@ -128,6 +133,14 @@ def _pair_layers(src: Any, dst: Any) -> list[tuple[Any, Any]]:
 
 def _read_integers(values: Any, name: str, dimensions: int) -> Ids:
     """Read a host sequence of integers as int64; values that do not fit are refused."""
+    if (
+        type(values) is np.ndarray
+        and values.dtype == np.int64
+        and values.ndim == dimensions
+        and values.size
+        and values.flags.c_contiguous
+    ):
+        return values
     if hasattr(values, "__cuda_array_interface__"):
         raise UnsupportedArrayError(f"{name} lies on a device; give it in host memory")
     array = np.asarray(values)
@@ -142,7 +155,7 @@ def _read_integers(values: Any, name: str, dimensions: int) -> Ids:
         if too_large.size:
             row = int(too_large[0]) // (array.shape[1] if dimensions == 2 else 1)
             raise BadPlanError(f"{name} holds {array.ravel()[too_large[0]]}, beyond 2**63", row)
-    return array.astype(np.int64, copy=False)
+    return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def _read_mapping(block_mapping: Any) -> Ids:
@@ -155,86 +168,130 @@ def _read_mapping(block_mapping: Any) -> Ids:
     return mapping
 
 
-def _check_ids(ids: Ids, count: int, name: str) -> None:
-    if ids.size and (ids.min() < 0 or ids.max() >= count):
-        row = int(np.flatnonzero((ids < 0) | (ids >= count))[0])
-        raise BadPlanError(
-            f"block_mapping[{row}]: {name} block {ids[row]} is not one of its {count} blocks "
-            f"(0 to {count - 1})",
-            row,
-        )
-
-
-def _check_no_duplicates(ids: Ids, count: int) -> None:
-    if ids.size < 2:
-        return
-    if count <= 64 * ids.size:
-        seen = np.zeros(count, dtype=bool)
-        seen[ids] = True
-        if np.count_nonzero(seen) == ids.size:
-            return
-    order = np.argsort(ids, kind="stable")
-    again = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-    if again.size:
-        first, row = int(order[again[0]]), int(order[again[0] + 1])
-        raise BadPlanError(
-            f"block_mapping[{row}]: destination block {ids[row]} is written twice (first by row "
-            f"{first}); the order of copies is not defined",
-            row,
-        )
-
-
 def _plan_layer(
     driver: Driver, src: Any, dst: Any, mapping: Ids, block_axis: int, layer: str
 ) -> _Layer:
-    views = (view_array(src, f"src{layer}"), view_array(dst, f"dst{layer}"))
-    source, destination = views
+    source, destination = view_array(src, f"src{layer}"), view_array(dst, f"dst{layer}")
     if destination.readonly:
         raise BadPlanError(f"dst{layer} is read-only")
-    runs = match_blocks(source, destination, block_axis, f"src and dst{layer}")
-    src_ids, dst_ids = mapping[:, 0], mapping[:, 1]
-    src_blocks, dst_blocks = (view.shape[block_axis] for view in views)
-    _check_ids(src_ids, src_blocks, f"src{layer}")
-    _check_ids(dst_ids, dst_blocks, f"dst{layer}")
-    _check_no_duplicates(dst_ids, dst_blocks)
-    src_step, dst_step = (view.strides[block_axis] for view in views)
-    extents = (source.extent, destination.extent)
-    if len(mapping) == 0 or runs.run_bytes == 0:
-        return _Layer(no_copies(), ((0, 0), (0, 0)))
-    sources = allocations_of_array(driver, source, f"src{layer}")
-    destinations = allocations_of_array(driver, destination, f"dst{layer}")
-    columns, first = merge(
-        _column(destination, dst_ids, dst_step, runs.dst_offsets),
-        _column(source, src_ids, src_step, runs.src_offsets),
-        runs.run_bytes,
-        _inner_bounds(sources, destinations),
+    layout = match_blocks(source, destination, block_axis, f"src and dst{layer}")
+    rows = len(mapping)
+    if rows == 0:
+        return _Layer(no_copies(), (0, 0), (0, 0))
+    low, high = layout.src_extent
+    src_span = source.address + low, source.address + high
+    low, high = layout.dst_extent
+    dst_span = destination.address + low, destination.address + high
+    sources = allocations_of_range(driver, *src_span, f"src{layer}")
+    destinations = allocations_of_range(driver, *dst_span, f"dst{layer}")
+    contiguous = len(layout.src_offsets) == 1
+    native = compiled()
+    buffer = driver.pools.take_buffer(16 * rows)
+    dst_column, src_column = buffer.words[:rows], buffer.words[rows : 2 * rows]
+    grouped_by = -1
+    if rows >= _MANY_ROWS and contiguous and layout.run_bytes <= _SHORT_BYTES:
+        grouped_by = _column_to_group(sources, src_span, destinations, dst_span)
+    found = native.place_rows(
+        mapping,
+        source.address,
+        layout.src_step,
+        layout.src_blocks,
+        destination.address,
+        layout.dst_step,
+        layout.dst_blocks,
+        layout.run_bytes if contiguous else 0,
+        grouped_by,
+        dst_column,
+        src_column,
     )
+    if found not in (0, native.NEIGHBOURS):
+        raise _bad_row(mapping, layout.src_blocks, layout.dst_blocks, layer)
+    if layout.run_bytes == 0:
+        return _Layer(no_copies(), (0, 0), (0, 0))
+    size: Addresses | int = layout.run_bytes
+    first = None
+    kept: PinnedBuffer | None = buffer
+    if found or not contiguous:
+        (dst_column, src_column, size), first = merge(
+            _expand(dst_column, layout.dst_offsets),
+            _expand(src_column, layout.src_offsets),
+            layout.run_bytes,
+            _inner_bounds(sources, destinations),
+        )
+        kept = None
 
     def describe(index: int) -> str:
-        row = int(first[index]) // len(runs.src_offsets)
+        run = index if first is None else int(first[index])
+        row = run // len(layout.src_offsets)
+        if grouped_by >= 0 and not found:
+            # The rows are in another order; a destination block stands in one row only.
+            block = (int(dst_column[index]) - destination.address) // layout.dst_step
+            row = int(np.argmax(mapping[:, 1] == block))
         return (
-            f"block_mapping[{row}] (source block {src_ids[row]} to destination block "
-            f"{dst_ids[row]}{layer})"
+            f"block_mapping[{row}] (source block {mapping[row, 0]} to destination block "
+            f"{mapping[row, 1]}{layer})"
         )
 
+    streams = (source.stream, destination.stream)
     copies = Copies(
-        *columns,
+        dst_column,
+        src_column,
+        size,
         sources,
         destinations,
         describe,
-        owners=tuple(view.owner for view in views),
-        producer_streams=tuple(view.stream for view in views if view.stream is not None),
+        (source.owner, destination.owner),
+        () if streams == (None, None) else tuple(s for s in streams if s is not None),
+        kept,
+        layout.alignment_bits | source.address | destination.address,
     )
-    if may_overlap([*runs.dst_axes, (dst_blocks, dst_step)], runs.run_bytes):
+    if layout.tangled:
         check_hazards(copies)
-    return _Layer(copies, extents)
+    return _Layer(copies, src_span, dst_span)
 
 
-def _column(view: ArrayView, ids: Ids, step: int, offsets: npt.NDArray[np.int64]) -> Addresses:
-    begins = view.address + ids * step
-    if len(offsets) > 1:
-        begins = (begins[:, None] + offsets).ravel()
-    return begins.astype(np.uint64)
+def _column_to_group(
+    sources: tuple[Allocation, ...],
+    src_span: tuple[int, int],
+    destinations: tuple[Allocation, ...],
+    dst_span: tuple[int, int],
+) -> int:
+    """Return which column, if any, lies in so much host memory that its order matters."""
+    for column, allocations, (start, stop) in (
+        (0, sources, src_span),
+        (1, destinations, dst_span),
+    ):
+        if allocations[0].kind is MemoryKind.PINNED and stop - start > _LARGE_POOL_BYTES:
+            return column
+    return -1
+
+
+def _bad_row(mapping: Ids, src_blocks: int, dst_blocks: int, layer: str) -> BadPlanError:
+    """Find out which row of a mapping that was refused is at fault."""
+    for column, count, name in ((0, src_blocks, "src"), (1, dst_blocks, "dst")):
+        ids = mapping[:, column]
+        outside = (ids < 0) | (ids >= count)
+        if outside.any():
+            row = int(np.argmax(outside))
+            return BadPlanError(
+                f"block_mapping[{row}]: {name}{layer} block {ids[row]} is not one of its {count} "
+                f"blocks (0 to {count - 1})",
+                row,
+            )
+    ids = mapping[:, 1]
+    order = np.argsort(ids, kind="stable")
+    again = int(np.argmax(ids[order][1:] == ids[order][:-1]))
+    first, row = int(order[again]), int(order[again + 1])
+    return BadPlanError(
+        f"block_mapping[{row}]: destination block {ids[row]} is written twice (first by row "
+        f"{first}); the order of copies is not defined",
+        row,
+    )
+
+
+def _expand(begins: Addresses, offsets: npt.NDArray[np.int64]) -> Addresses:
+    """Return the address of every run of every block, in memory of its own."""
+    return (begins[:, None] + offsets.astype(np.uint64)).ravel()
 
 
 def _inner_bounds(*sides: tuple[Allocation, ...]) -> Addresses:
@@ -242,13 +299,16 @@ def _inner_bounds(*sides: tuple[Allocation, ...]) -> Addresses:
     return np.array([a.start for side in sides for a in side[1:]], dtype=np.uint64)
 
 
-def _extents_meet(extents: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> bool:
+def _spans_meet(layers: Sequence[_Layer]) -> bool:
     """Whether a destination array shares addresses with any other array of the call."""
+    if len(layers) == 1:
+        ((_, src, dst),) = layers
+        return src[0] < dst[1] and dst[0] < src[1]
     spans = sorted(
-        (*extent, side == 1)
-        for pair in extents
-        for side, extent in enumerate(pair)
-        if extent[0] < extent[1]
+        (*span, written)
+        for layer in layers
+        for span, written in ((layer.src_span, False), (layer.dst_span, True))
+        if span[0] < span[1]
     )
     read_until = written_until = 0
     for start, stop, written in spans:

@@ -1,4 +1,4 @@
-"""What a user can force: the mode, and how new the driver may pretend to be.
+"""What a user can force: the mode, how new the driver may pretend to be, the batch's length.
 
 From the strongest to the weakest: the ``mode=`` argument of a call, `override`, the environment.
 """
@@ -17,6 +17,11 @@ from numba_swap.versions import DriverVersion, DriverVersionLike
 
 MODE_VARIABLE = "NUMBA_SWAP_MODE"
 DRIVER_VERSION_VARIABLE = "NUMBA_SWAP_DRIVER_VERSION"
+BATCH_DESCRIPTORS_VARIABLE = "NUMBA_SWAP_BATCH_DESCRIPTORS"
+
+# Calls of 128 copies each, over several streams in turn, keep them all busy to the end: measured
+# on an H200, driver 580. (A call of 51,828 copies crashed on another machine: vLLM issue 49276.)
+DEFAULT_BATCH_DESCRIPTORS = 128
 
 
 class Mode(enum.StrEnum):
@@ -47,10 +52,13 @@ class Settings:
         The mode to use where a call says ``"auto"``.
     driver_version : DriverVersion or None
         The newest driver to pretend; a newer one is treated as this version.
+    batch_descriptors : int
+        The most copies that one call of ``cuMemcpyBatchAsync`` is given.
     """
 
     mode: Mode | None = None
     driver_version: DriverVersion | None = None
+    batch_descriptors: int = DEFAULT_BATCH_DESCRIPTORS
 
 
 def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
@@ -73,7 +81,7 @@ def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
 
 
 def settings_from_environment(environment: Mapping[str, str]) -> Settings:
-    """Read the two variables; empty ones count as not set.
+    """Read the three variables; empty ones count as not set.
 
     Raises
     ------
@@ -86,7 +94,10 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings:
         cap = DriverVersion.parse(version) if version else None
     except ValueError as error:
         raise ValueError(f"{DRIVER_VERSION_VARIABLE}: {error}") from None
-    return Settings(parse_mode(mode.lower(), MODE_VARIABLE), cap)
+    descriptors = environment.get(BATCH_DESCRIPTORS_VARIABLE) or str(DEFAULT_BATCH_DESCRIPTORS)
+    if not descriptors.isdecimal() or int(descriptors) == 0:
+        raise ValueError(f"{BATCH_DESCRIPTORS_VARIABLE}={descriptors!r} is no positive number")
+    return Settings(parse_mode(mode.lower(), MODE_VARIABLE), cap, int(descriptors))
 
 
 @cache
@@ -104,7 +115,10 @@ def current_settings() -> Settings:
 
 @contextlib.contextmanager
 def override(
-    *, mode: Mode | str | None = None, driver_version: DriverVersionLike | None = None
+    *,
+    mode: Mode | str | None = None,
+    driver_version: DriverVersionLike | None = None,
+    batch_descriptors: int | None = None,
 ) -> Iterator[Settings]:
     """Force a mode, or pretend an older driver, for the calls inside.
 
@@ -116,6 +130,8 @@ def override(
     driver_version : tuple of int, str or DriverVersion, optional
         Treat a newer driver as this version: entry points that such a driver would not have are
         hidden. A version above the real one changes nothing.
+    batch_descriptors : int, optional
+        The most copies to give to one call of ``cuMemcpyBatchAsync``; 128 if nothing is said.
 
     Yields
     ------
@@ -136,9 +152,12 @@ def override(
     (<Mode.LOOP: 'loop'>, '12.4')
     """
     outer = current_settings()
+    if batch_descriptors is not None and batch_descriptors < 1:
+        raise ValueError(f"batch_descriptors={batch_descriptors} is not positive")
     settings = Settings(
         outer.mode if mode is None else parse_mode(mode),
         outer.driver_version if driver_version is None else DriverVersion.parse(driver_version),
+        outer.batch_descriptors if batch_descriptors is None else batch_descriptors,
     )
     token = _override.set(settings)
     try:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from numba_swap.copies import Copies
-from numba_swap.dispatch import Decision, Situation, choose
+from numba_swap.dispatch import Decision, Situation, choose, preference
 from numba_swap.driver.api import Driver
 from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import batch, kernel, loop
 from numba_swap.plan import plan_array_blocks, plan_pointers
-from numba_swap.settings import Mode, current_settings, parse_mode
+from numba_swap.settings import Mode, Settings, current_settings, parse_mode
 from numba_swap.simulate import current_driver
 from numba_swap.streams import same_stream, stream_handle
 from numba_swap.transfer import Transfer
 
 _log = logging.getLogger("numba_swap")
+_T = TypeVar("_T")
 
 _MODES: dict[Mode, ModuleType] = {Mode.BATCH: batch, Mode.LOOP: loop, Mode.KERNEL: kernel}
 
@@ -42,6 +42,8 @@ class CopyPlan:
         self._driver = driver
         self._copies = copies
         self.nbytes = copies.nbytes
+        # How it ran last, with all that this followed from: most plans run in one way only.
+        self._last: _Run | None = None
 
     def __len__(self) -> int:
         """Return the number of copies after merging neighbours."""
@@ -50,7 +52,9 @@ class CopyPlan:
     def __repr__(self) -> str:
         return f"<CopyPlan: {len(self)} copies, {self.nbytes} bytes, {self._copies.direction}>"
 
-    def run(self, stream: Any = None, mode: Mode | str = "auto") -> Transfer:
+    def run(
+        self, stream: Any = None, mode: Mode | str = "auto", *, max_blocks: int | None = None
+    ) -> Transfer:
         """Enqueue the copies and return at once.
 
         Parameters
@@ -60,6 +64,8 @@ class CopyPlan:
             None is Numba's default stream.
         mode : {"auto", "batch", "loop", "kernel"} or Mode
             How to copy.
+        max_blocks : int, optional
+            The most thread blocks that a kernel may have, to leave room for other kernels.
 
         Returns
         -------
@@ -73,15 +79,33 @@ class CopyPlan:
         DriverCallError
             If the driver refuses; it names the copy at fault and says what was submitted.
         """
-        with self._situation(stream) as (situation, context):
-            return self._run(situation, context, self._decide(situation, mode), stream)
+        last = self._last
+        if (
+            last is not None
+            and (stream is last.stream or (type(stream) is int and stream == last.stream))
+            and mode == last.mode
+            and max_blocks == last.situation.max_blocks
+            and current_settings() is last.settings
+        ):
+            situation = last.situation
+            work = InFlight(self._driver, situation.context, (self._copies, stream), False)
+            try:
+                if kernel.submit_again(self._driver, self._copies, situation, work):
+                    return Transfer(work, last.decision, False)
+            except DriverCallError:
+                work.cancel()
+                raise
+            work.cancel()
+        return self._in_context(stream, mode, max_blocks, self._submit)
 
-    def explain(self, stream: Any = None, mode: Mode | str = "auto") -> Decision:
+    def explain(
+        self, stream: Any = None, mode: Mode | str = "auto", *, max_blocks: int | None = None
+    ) -> Decision:
         """Say which mode `run` would use with these arguments, and why; nothing is copied.
 
         Parameters
         ----------
-        stream, mode
+        stream, mode, max_blocks
             As for `run`.
 
         Returns
@@ -94,85 +118,111 @@ class CopyPlan:
         ModeUnavailableError
             If a forced mode cannot run these copies.
         """
-        with self._situation(stream) as (situation, _):
+
+        def answer(situation: Situation, stream: object, mode: Mode | str) -> Decision:
             return self._decide(situation, mode)
 
-    @contextlib.contextmanager
-    def _situation(self, stream: Any) -> Iterator[tuple[Situation, int]]:
-        """Find out what holds for a stream, with its context active inside."""
+        return self._in_context(stream, mode, max_blocks, answer)
+
+    def _in_context(
+        self,
+        stream: Any,
+        mode: Mode | str,
+        max_blocks: int | None,
+        action: Callable[[Situation, object, Mode | str], _T],
+    ) -> _T:
+        """Find out what holds for a stream, and act with the stream's context current."""
         driver = self._driver
+        if max_blocks is not None and max_blocks < 1:
+            raise ValueError(f"max_blocks={max_blocks} is not positive")
         handle = stream_handle(stream)
-        driver.initialize()
+        current, context, capturing = driver.probe(handle)
         device = self._copies.device
-        if not driver.is_default_stream(handle):
-            context = driver.stream_context(handle)
-        elif device is not None:
-            context = driver.primary_context(device)
-        else:
-            context = driver.current_context()
-        cap = current_settings().driver_version
-        pretended = cap is not None and cap < driver.version
+        if driver.is_default_stream(handle):
+            # It belongs to whatever context is current: that of the data's device is meant.
+            if device is not None:
+                context = driver.primary_context(device)
+            elif not current:
+                context = driver.primary_context(0)
+        if context == current:
+            situation = self._situation(handle, context, capturing, max_blocks)
+            return action(situation, stream, mode)
         with driver.activate(context):
-            yield (
-                Situation(
-                    driver_version=cap if cap is not None and pretended else driver.version,
-                    pretended=pretended,
-                    stream=handle,
-                    capturing=driver.is_capturing(handle),
-                    device=driver.context_device(),
-                ),
-                context,
-            )
+            situation = self._situation(handle, context, capturing, max_blocks)
+            return action(situation, stream, mode)
+
+    def _situation(
+        self, handle: int, context: int, capturing: bool, max_blocks: int | None
+    ) -> Situation:
+        version = self._driver.version
+        cap = current_settings().driver_version
+        pretended = cap is not None and cap < version
+        return Situation(
+            cap if cap is not None and pretended else version,
+            pretended,
+            handle,
+            context,
+            capturing,
+            self._driver.context_device(context),
+            max_blocks,
+        )
 
     def _decide(self, situation: Situation, mode: Mode | str) -> Decision:
+        copies = self._copies
         forced, forced_by = parse_mode(mode), "the mode argument"
         if forced is None:
             forced, forced_by = current_settings().mode, "override or the environment"
+        modes, merit = preference(copies.direction, len(copies), copies.nbytes)
 
         def why_not(candidate: Mode) -> str | None:
-            obstacle: str | None = _MODES[candidate].why_not(self._driver, self._copies, situation)
+            obstacle: str | None = _MODES[candidate].why_not(self._driver, copies, situation)
             return obstacle
 
-        chosen, reason, rejected = choose(forced, forced_by, why_not)
-        return Decision(
-            mode=chosen,
-            reason=reason,
-            driver_version=situation.driver_version,
-            rejected=rejected,
-            direction=self._copies.direction,
-            copies=len(self._copies),
-            nbytes=self.nbytes,
-            simulated=self._driver.simulated,
+        chosen, reason, rejected = choose(forced, forced_by, modes, merit, why_not)
+        decision = Decision(
+            chosen,
+            reason,
+            situation.driver_version,
+            rejected,
+            copies.direction,
+            len(copies),
+            copies.nbytes,
+            self._driver.simulated,
         )
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s", decision)
+        return decision
 
-    def _run(
-        self, situation: Situation, context: int, decision: Decision, stream: object
-    ) -> Transfer:
+    def _submit(self, situation: Situation, stream: object, mode: Mode | str) -> Transfer:
         driver, copies = self._driver, self._copies
-        _log.debug("%s", decision)
+        decision = self._decide(situation, mode)
         if len(copies) == 0:
-            return Transfer(None, decision, captured=False)
-        if not situation.capturing:
-            for producer in copies.producer_streams:
-                if not same_stream(producer, situation.stream):
-                    driver.pools.order(context, before=producer, after=situation.stream)
-        work = InFlight(driver, context, (copies, stream))
+            return Transfer(None, decision, False)
+        captured = situation.capturing
+        for producer in copies.producer_streams:
+            if not captured and not same_stream(producer, situation.stream):
+                driver.pools.order(situation.context, before=producer, after=situation.stream)
+        work = InFlight(driver, situation.context, (copies, stream), captured)
         try:
-            _MODES[decision.mode].submit(driver, copies, situation, context, work)
+            _MODES[decision.mode].submit(driver, copies, situation, work)
         except DriverCallError:
             # A part may have been submitted: its memory must last until that part is over.
-            self._close(work, situation)
+            work.close(situation.stream)
             work.abandon()
             raise
-        self._close(work, situation)
-        return Transfer(work, decision, captured=situation.capturing)
+        if decision.mode is Mode.KERNEL and not captured and not copies.producer_streams:
+            self._last = _Run(stream, mode, current_settings(), situation, decision)
+        return Transfer(work, decision, captured)
 
-    @staticmethod
-    def _close(work: InFlight, situation: Situation) -> None:
-        if situation.capturing:
-            work.keep_forever()
-        else:
-            work.close(situation.stream)
+
+class _Run(NamedTuple):
+    """A kernel launch that may be repeated, with what it followed from."""
+
+    stream: object
+    mode: Mode | str
+    settings: Settings
+    situation: Situation
+    decision: Decision
 
 
 def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) -> CopyPlan:
@@ -226,6 +276,7 @@ def swap_blocks(
     block_axis: int = 0,
     stream: Any = None,
     mode: Mode | str = "auto",
+    max_blocks: int | None = None,
 ) -> Transfer:
     """Copy blocks between arrays: ``dst[mapping[i, 1]] = src[mapping[i, 0]]`` for every row.
 
@@ -237,7 +288,9 @@ def swap_blocks(
         Where the copies are enqueued, after the work already there and before what follows.
         None is Numba's default stream.
     mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
-        How to copy; ``"auto"`` chooses by the driver and the memory.
+        How to copy; ``"auto"`` chooses by the driver, the memory and the sizes.
+    max_blocks : int, optional
+        The most thread blocks that a kernel may have, to leave room for other kernels.
 
     Returns
     -------
@@ -249,11 +302,19 @@ def swap_blocks(
     NumbaSwapError
         As for `plan_blocks` and `CopyPlan.run`.
     """
-    return plan_blocks(src, dst, block_mapping, block_axis=block_axis).run(stream, mode)
+    return plan_blocks(src, dst, block_mapping, block_axis=block_axis).run(
+        stream, mode, max_blocks=max_blocks
+    )
 
 
 def swap_blocks_batch(
-    src_ptrs: Any, dst_ptrs: Any, sizes: Any, *, stream: Any = None, mode: Mode | str = "auto"
+    src_ptrs: Any,
+    dst_ptrs: Any,
+    sizes: Any,
+    *,
+    stream: Any = None,
+    mode: Mode | str = "auto",
+    max_blocks: int | None = None,
 ) -> Transfer:
     """Copy between raw addresses, ``sizes[i]`` bytes from ``src_ptrs[i]`` to ``dst_ptrs[i]``.
 
@@ -261,7 +322,7 @@ def swap_blocks_batch(
     ----------
     src_ptrs, dst_ptrs, sizes : array_like of int, shape (n,)
         Addresses, and lengths in bytes, in host memory (NumPy, list, CPU tensor).
-    stream, mode
+    stream, mode, max_blocks
         As for `swap_blocks`.
 
     Returns
@@ -283,4 +344,6 @@ def swap_blocks_batch(
     """
     driver = current_driver()
     driver.current_context()
-    return CopyPlan(driver, plan_pointers(driver, src_ptrs, dst_ptrs, sizes)).run(stream, mode)
+    return CopyPlan(driver, plan_pointers(driver, src_ptrs, dst_ptrs, sizes)).run(
+        stream, mode, max_blocks=max_blocks
+    )

@@ -22,7 +22,9 @@ class Transfer:
         Which mode copies them, and why.
     """
 
-    def __init__(self, work: InFlight | None, decision: Decision, *, captured: bool) -> None:
+    __slots__ = ("__weakref__", "_captured", "_work", "decision", "nbytes")
+
+    def __init__(self, work: InFlight | None, decision: Decision, captured: bool) -> None:
         self._work = work
         self._captured = captured
         self.decision = decision
@@ -38,7 +40,8 @@ class Transfer:
         CapturedTransferError
             If it was captured into a graph.
         """
-        self._refuse_captured()
+        if self._captured:
+            raise _captured_error()
         if self._work is not None:
             self._work.wait()
 
@@ -52,18 +55,12 @@ class Transfer:
         CapturedTransferError
             If it was captured into a graph.
         """
-        self._refuse_captured()
+        if self._captured:
+            raise _captured_error()
         return self._work is None or self._work.poll()
 
-    def _refuse_captured(self) -> None:
-        if self._captured:
-            raise CapturedTransferError(
-                "this swap was captured into a CUDA graph and runs when the graph is launched: "
-                "wait for the stream of the launch"
-            )
-
     def __del__(self) -> None:
-        if self._work is not None and not self._work.over:
+        if self._work is not None and self._work.event:
             self._work.abandon()
 
     def __repr__(self) -> str:
@@ -74,3 +71,10 @@ class Transfer:
         else:
             state = "in flight"
         return f"<Transfer {state}: {self.decision}>"
+
+
+def _captured_error() -> CapturedTransferError:
+    return CapturedTransferError(
+        "this swap was captured into a CUDA graph and runs when the graph is launched: wait for "
+        "the stream of the launch"
+    )

@@ -4,38 +4,53 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
-from numba_swap.dispatch import choose
+from numba_swap.dispatch import choose, preference
 from numba_swap.settings import Mode
 
 
-def plan_between(gpu, src, dst):
+def plan_between(gpu, src, dst, nbytes=64, rows=16):
+    """Copies of blocks that are no neighbours."""
     make = {
         "pinned": gpu.pinned_array,
         "device": gpu.device_array,
         "managed": gpu.managed_array,
         "pageable": np.zeros,
     }
-    arrays = [make[kind]((8, 64), np.uint8) for kind in (src, dst)]
-    return ns.plan_blocks(*arrays, [[0, 3], [5, 1]])
+    arrays = [make[kind]((2 * rows, nbytes), np.uint8) for kind in (src, dst)]
+    return ns.plan_blocks(*arrays, [[2 * i, 2 * (rows - 1 - i)] for i in range(rows)])
+
+
+LONG = 1 << 18
+MANY = 128  # of these are 32 MiB
 
 
 @pytest.mark.parametrize(
-    ("version", "kinds", "mode"),
+    ("version", "kinds", "nbytes", "rows", "mode"),
     [
-        ("11.4", ("pinned", "device"), "loop"),
-        ("12.0", ("pinned", "device"), "kernel"),
-        ("12.4", ("device", "pinned"), "kernel"),
-        ("12.4", ("managed", "device"), "kernel"),
-        ("12.4", ("pageable", "device"), "loop"),
-        ("12.7", ("device", "device"), "kernel"),
-        ("12.8", ("pinned", "device"), "batch"),
-        ("12.9", ("pageable", "device"), "batch"),
-        ("13.0", ("pinned", "device"), "batch"),
+        ("11.4", ("pinned", "device"), 64, 16, "loop"),
+        ("11.4", ("pinned", "device"), LONG, MANY, "loop"),
+        ("12.0", ("pinned", "device"), 64, 16, "kernel"),
+        ("12.4", ("device", "pinned"), LONG, MANY, "kernel"),
+        ("12.4", ("managed", "device"), 64, 16, "kernel"),
+        ("12.4", ("pageable", "device"), 64, 16, "loop"),
+        ("12.7", ("device", "device"), 64, 16, "kernel"),
+        ("12.8", ("pinned", "device"), LONG, MANY, "batch"),
+        ("12.8", ("pinned", "device"), 64, 16, "kernel"),
+        ("12.9", ("pageable", "device"), 64, 16, "batch"),
+        ("13.0", ("device", "pinned"), LONG, MANY, "batch"),
+        ("13.0", ("device", "pinned"), LONG, MANY - 1, "kernel"),
+        ("13.0", ("device", "pinned"), LONG - 16, MANY + 1, "kernel"),
+        ("13.0", ("pinned", "device"), LONG // 2, 2 * MANY, "batch"),
+        ("13.0", ("pinned", "device"), LONG // 2 - 16, 2 * MANY + 1, "kernel"),
+        ("13.0", ("device", "device"), LONG, MANY, "kernel"),
+        ("13.0", ("pinned", "device"), 64, 2, "loop"),
+        ("13.0", ("pinned", "device"), LONG, 2, "loop"),
+        ("13.0", ("pinned", "device"), LONG, 3, "kernel"),
     ],
 )
-def test_mode_follows_driver_and_memory(version, kinds, mode):
+def test_mode_follows_driver_memory_and_sizes(version, kinds, nbytes, rows, mode):
     with ns.simulate(driver_version=version) as gpu:
-        decision = plan_between(gpu, *kinds).explain()
+        decision = plan_between(gpu, *kinds, nbytes, rows).explain()
     assert decision.mode == mode
     assert str(decision.driver_version) == version
     assert decision.simulated
@@ -43,7 +58,7 @@ def test_mode_follows_driver_and_memory(version, kinds, mode):
 
 def test_turning_the_driver_down_walks_through_all_modes():
     with ns.simulate(driver_version=(13, 0)) as gpu:
-        plan = plan_between(gpu, "pinned", "device")
+        plan = plan_between(gpu, "pinned", "device", LONG, MANY)
         modes = []
         for version in ((14, 0), (13, 0), (12, 8), (12, 7), (12, 0), (11, 8)):
             with ns.override(driver_version=version):
@@ -59,11 +74,12 @@ def test_turning_the_driver_down_walks_through_all_modes():
 
 def test_reasons_name_what_stood_in_the_way():
     with ns.simulate(driver_version=(12, 4)) as gpu:
-        kernel = plan_between(gpu, "pinned", "device").explain()
+        kernel = plan_between(gpu, "pinned", "device", LONG, MANY).explain()
         loop = plan_between(gpu, "pageable", "device").explain()
     assert set(kernel.rejected) == {Mode.BATCH}
     assert "12.4 has no cuMemcpyBatchAsync" in kernel.reason
-    assert set(loop.rejected) == {Mode.BATCH, Mode.KERNEL}
+    assert set(loop.rejected) == {Mode.KERNEL, Mode.BATCH}
+    assert "one kernel is fastest" in loop.reason
     assert "the GPU cannot reach pageable memory" in loop.reason
 
 
@@ -120,7 +136,7 @@ def test_kernel_refuses_another_devices_memory():
 
 def test_captured_stream_never_gets_a_batch():
     with ns.simulate() as gpu:
-        plan = plan_between(gpu, "pinned", "device")
+        plan = plan_between(gpu, "pinned", "device", LONG, MANY)
         stream = gpu.stream()
         library = gpu.driver.library
         library.begin_capture(stream.handle)
@@ -137,14 +153,24 @@ def test_captured_stream_never_gets_a_batch():
 
 def test_choice_asks_no_further_than_needed():
     asked = []
+    order = (Mode.BATCH, Mode.KERNEL, Mode.LOOP)
 
     def why_not(mode):
         asked.append(mode)
         return None if mode is Mode.KERNEL else "no"
 
-    mode, reason, rejected = choose(None, "", why_not)
+    mode, reason, rejected = choose(None, "", order, "long copies", why_not)
     assert (mode, asked) == (Mode.KERNEL, [Mode.BATCH, Mode.KERNEL])
     assert rejected == {Mode.BATCH: "no"}
-    assert "no batch: no" in reason
+    assert reason == "long copies, but no batch: no"
     with pytest.raises(ns.ModeUnavailableError):
-        choose(None, "", lambda mode: "nothing goes")
+        choose(None, "", order, "", lambda mode: "nothing goes")
+
+
+def test_every_order_of_preference_has_every_mode():
+    for direction in ns.Direction:
+        for copies in (1, 2, 3, 127, 128, 1000):
+            for mean in (1, 1 << 17, 1 << 18, 1 << 24):
+                modes, why = preference(direction, copies, copies * mean)
+                assert sorted(modes) == sorted(Mode)
+                assert why

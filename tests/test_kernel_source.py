@@ -64,7 +64,8 @@ print("right")
 
 
 @pytest.mark.parametrize(
-    ("mean", "team"), [(1, 1), (16, 1), (17, 2), (48, 4), (64, 4), (512, 32), (4096, 32)]
+    ("mean", "team"),
+    [(1, 1), (16, 1), (17, 2), (64, 4), (128, 8), (512, 8), (1024, 16), (2048, 32), (1 << 20, 32)],
 )
 def test_team_size(mean, team):
     assert _team_size(mean) == team

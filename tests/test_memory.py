@@ -11,7 +11,8 @@ from numba_swap.driver.api import Driver
 from numba_swap.memory import (
     Allocation,
     MemoryKind,
-    allocations_of_array,
+    allocations_of_range,
+    extent,
     find_allocation,
     view_array,
 )
@@ -101,9 +102,8 @@ def test_an_array_that_refuses_its_interface_is_explained():
 
 def test_extent_of_reversed_and_empty_views():
     array = np.zeros((4, 10), np.uint16)
-    start = array.ctypes.data
-    assert view_array(array[::-1, ::2], "a").extent == (start, start + 80 - 2)
-    assert view_array(array[:0], "a").extent[0] == view_array(array[:0], "a").extent[1]
+    for view, want in ((array, (0, 80)), (array[::-1, ::2], (-60, 18)), (array[:0], (0, 0))):
+        assert extent(view.shape, view.strides, view.itemsize) == want
 
 
 def test_kinds_of_memory():
@@ -119,8 +119,8 @@ def test_kinds_of_memory():
             assert allocation.device_offset == 0
         plain = np.zeros(10)
         assert find_allocation(gpu.driver, plain.ctypes.data) is None
-        (pageable,) = allocations_of_array(gpu.driver, view_array(plain, "a"), "a")
         start = plain.ctypes.data
+        (pageable,) = allocations_of_range(gpu.driver, start, start + 80, "a")
         assert pageable == Allocation(start, start + 80, MemoryKind.PAGEABLE, None, None)
 
 
@@ -131,6 +131,26 @@ def test_array_that_leaves_its_allocation_is_refused():
         dst = gpu.device_array((1, 8192), np.uint8)
         with pytest.raises(ns.BadPlanError, match="pin \\(register\\) all of it or none"):
             ns.plan_blocks(beyond.reshape(1, 8192), dst, [[0, 0]])
+
+
+def test_array_in_several_registrations_is_copied_but_never_merged_across_them():
+    """Host memory registered in pieces: each copy must stay within one."""
+    with ns.simulate() as gpu:
+        memory = np.frombuffer(bytearray(5 * 4096), np.uint8)
+        host = memory[-memory.ctypes.data % 4096 :][: 4 * 4096].reshape(4, 4096)
+        host[:] = np.arange(4)[:, None]
+        library = gpu.driver.library
+        library.register_host(host[:2])
+        library.register_host(host[2:])
+        device = gpu.device_array((4, 4096), np.uint8)
+        plan = ns.plan_blocks(host, device, [[0, 0], [1, 1], [2, 2], [3, 3]])
+        assert len(plan) == 2
+        for mode in ("batch", "loop", "kernel"):
+            device.copy_to_device(np.zeros((4, 4096), np.uint8))
+            plan.run(mode=mode).wait()
+            assert device.copy_to_host()[:, 7].tolist() == [0, 1, 2, 3]
+        library.unregister_host(host[:2])
+        library.unregister_host(host[2:])
 
 
 def test_driver_attributes_do_not_hide_mistakes():

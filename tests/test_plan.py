@@ -161,3 +161,66 @@ def test_describe_names_the_row_after_merging_and_layers(gpu):
         "block_mapping[0] (source block 0 to destination block 2 of layer 1)",
         "block_mapping[2] (source block 5 to destination block 0 of layer 1)",
     ]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_rows_are_grouped_by_region_of_host_memory(rng, side):
+    """Every row arrives once, and regions follow one another; within one, order is kept."""
+    from numba_swap import compiled
+
+    rows, blocks, step = 5000, 1 << 22, 512  # 2 GiB: eight regions
+    mapping = np.stack([rng.permutation(blocks)[:rows] for _ in range(2)], axis=1)
+    dst, src = np.zeros(rows, np.uint64), np.zeros(rows, np.uint64)
+    ends = (1 << 40, step, blocks, 1 << 41, step, blocks)
+    assert compiled.place_rows(mapping, *ends, step, side, dst, src) == 0
+    ids = np.stack([(src - np.uint64(1 << 40)), (dst - np.uint64(1 << 41))], axis=1) // step
+    regions = ids[:, side] * step // compiled.REGION_BYTES
+    assert (np.diff(regions.astype(np.int64)) >= 0).all()
+    assert len(np.unique(regions)) == 8
+    order = np.argsort(mapping[:, side] * step // compiled.REGION_BYTES, kind="stable")
+    assert np.array_equal(ids.astype(np.int64), mapping[order])
+
+
+def test_grouped_rows_are_still_described_by_their_own_row(gpu, rng, monkeypatch):
+    from numba_swap import plan as plan_module
+
+    monkeypatch.setattr(plan_module, "_MANY_ROWS", 1)
+    monkeypatch.setattr(plan_module, "_LARGE_POOL_BYTES", 1)
+    monkeypatch.setattr(plan_module, "compiled", lambda: Reversing)
+    host, device = gpu.pinned_array((64, 16), np.uint8), gpu.device_array((64, 16), np.uint8)
+    mapping = 2 * np.stack([rng.permutation(32), rng.permutation(32)], axis=1)
+    plan = ns.plan_blocks(host, device, mapping)
+    for index in range(32):
+        row = 31 - index
+        assert plan._copies.describe(index) == (
+            f"block_mapping[{row}] (source block {mapping[row, 0]} to destination block "
+            f"{mapping[row, 1]})"
+        )
+
+
+class Reversing:
+    """The compiled functions, but grouping turns the order round."""
+
+    NEIGHBOURS = 8
+
+    @staticmethod
+    def place_rows(mapping, *arguments):
+        from numba_swap import compiled
+
+        *ends, grouped_by, dst, src = arguments
+        assert grouped_by == 0
+        return compiled.place_rows(mapping[::-1].copy(), *ends, -1, dst, src)
+
+
+@pytest.mark.parametrize("rows", [2, 31, 32, 33, 100, 1000])
+@pytest.mark.parametrize("blocks_a_row", [1, 9, 1000])
+def test_duplicates_are_found_whatever_the_sizes(rng, rows, blocks_a_row):
+    """The three ways of looking: all pairs, marks, hashing."""
+    from numba_swap import compiled
+
+    blocks = rows * blocks_a_row
+    targets = rng.permutation(blocks)[:rows]
+    mapping = np.stack([np.zeros(rows, np.int64), targets], axis=1)
+    assert not compiled._has_duplicates(mapping, blocks)
+    mapping[rows - 1, 1] = mapping[0, 1]
+    assert compiled._has_duplicates(mapping, blocks)

@@ -199,20 +199,20 @@ def test_contexts_belong_to_threads():
         driver._cuCtxGetCurrent(byref(context))
         seen.append(context.value)
         with driver.activate(second):
-            seen.append(driver.context_device())
+            seen.append(driver.context_device(second))
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
     assert seen == [None, 1]
-    assert driver.context_device() == 0
+    assert driver.context_device(first) == 0
     assert driver.current_context() == first != second
     assert driver._cuCtxSetCurrent(POISON) == 201
     assert driver._cuDevicePrimaryCtxRetain(byref(c_void_p()), 2) == 101
     stream = driver.create_stream()
     with driver.activate(second):
-        assert driver.stream_context(stream) == first
-        assert driver.stream_context(0) == second
+        assert driver.probe(stream) == (second, first, False)
+        assert driver.probe(0) == (second, second, False)
         assert driver._cuEventRecord(driver.create_event(), stream) == 400
         kernel = driver.library.register_kernel(print)
         assert driver._cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, stream, None, None) == 400
@@ -637,10 +637,10 @@ def test_capture_and_launch(gpu):
     stream, target, source = gpu.stream(), zeros(gpu), filled(gpu, 7)
     library, driver = gpu.library, gpu.driver
     library.begin_capture(stream.handle)
-    assert driver.is_capturing(stream.handle)
+    assert driver.probe(stream.handle)[2]
     copy(gpu, target, source, stream)
     graph = library.end_capture(stream.handle)
-    assert not driver.is_capturing(stream.handle)
+    assert not driver.probe(stream.handle)[2]
     stream.synchronize()
     assert len(graph.nodes) == 1
     assert not peek(target).any()
@@ -680,11 +680,11 @@ def test_capture_spreads_over_fences(gpu):
     source, middle, target = filled(gpu, 7), zeros(gpu), zeros(gpu)
     gpu.library.begin_capture(stream.handle)
     copy(gpu, middle, source, stream)
-    with gpu.driver.pools.fenced_side_stream(context, stream.handle) as side:
-        assert gpu.driver.is_capturing(side)
+    with gpu.driver.pools.fenced_side_streams(context, stream.handle, 1) as (side,):
+        assert gpu.driver.probe(side)[2]
         copy(gpu, target, middle, side)
     graph = gpu.library.end_capture(stream.handle)
-    assert not gpu.driver.is_capturing(side)
+    assert not gpu.driver.probe(side)[2]
     gpu.library.launch(graph, stream.handle)
     stream.synchronize()
     assert (peek(target) == 7).all()
@@ -713,23 +713,28 @@ def test_capture_refusals(gpu):
         library.end_capture(other.handle)
     with pytest.raises(DriverCallError, match="UNJOINED"):
         library.end_capture(stream.handle)
-    assert not driver.is_capturing(stream.handle)
-    assert not driver.is_capturing(other.handle)
+    assert not driver.probe(stream.handle)[2]
+    assert not driver.probe(other.handle)[2]
 
 
 # -- kernels, faults, errors of the simulation itself -------------------------------------------
+
+
+def launch(driver, kernel, blocks, threads, stream, *arguments):
+    """Launch with as many of the seven parameters as the registered function takes."""
+    driver.launch_kernel(kernel, blocks, threads, stream, (*arguments, *(0,) * 7)[:7], 0)
 
 
 def test_kernel_launch(gpu):
     seen = []
     kernel = gpu.library.register_kernel(lambda *arguments: seen.append(arguments), parameters=3)
     stream = gpu.stream()
-    gpu.driver.launch_kernel(kernel, 5, 128, stream.handle, [1, 2**64 - 1, 3])
+    launch(gpu.driver, kernel, 5, 128, stream.handle, 1, 2**63 - 1, 3)
     assert seen == []
     stream.synchronize()
-    assert seen == [(5, 128, 1, 2**64 - 1, 3)]
+    assert seen == [(5, 128, 1, 2**63 - 1, 3)]
     with pytest.raises(DriverCallError, match="INVALID_VALUE"):
-        gpu.driver.launch_kernel(kernel, 5, 2048, stream.handle, [1, 2, 3])
+        launch(gpu.driver, kernel, 5, 2048, stream.handle, 1, 2, 3)
     assert gpu.library.calls["cuLaunchKernel"] == 2
 
 
@@ -738,9 +743,9 @@ def test_kernel_that_touches_pageable_memory_fails(gpu):
     check = gpu.library.memory.check_kernel_access
     kernel = gpu.library.register_kernel(lambda b, t, at: check(at, 8), parameters=1)
     pinned = gpu.pinned_array(8, np.uint8)
-    gpu.driver.launch_kernel(kernel, 1, 1, 0, [address(pinned)])
+    launch(gpu.driver, kernel, 1, 1, 0, address(pinned))
     gpu.library.synchronize_stream(0)
-    gpu.driver.launch_kernel(kernel, 1, 1, 0, [address(host)])
+    launch(gpu.driver, kernel, 1, 1, 0, address(host))
     gpu.driver.record_event(event, 0)
     with pytest.raises(DriverCallError, match="ILLEGAL_ADDRESS"):
         gpu.driver.synchronize_event(event)
@@ -750,16 +755,16 @@ def test_exception_in_a_callback_is_kept(capfd):
     def broken(*_):
         raise ZeroDivisionError("in a kernel")
 
-    def launch():
+    def simulation():
         with simulate() as gpu:
             gpu.driver.current_context()
             event = gpu.driver.create_event()
-            gpu.driver.launch_kernel(gpu.library.register_kernel(broken), 1, 1, 0, [])
+            launch(gpu.driver, gpu.library.register_kernel(broken), 1, 1, 0)
             gpu.driver.record_event(event, 0)
             gpu.driver.synchronize_event(event)
 
     with pytest.raises(RuntimeError) as caught:
-        launch()
+        simulation()
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert isinstance(caught.value.__context__, DriverCallError)
     assert caught.value.__context__.code == 999

@@ -271,3 +271,89 @@ print("end")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "end\n", "")
+
+
+@pytest.mark.parametrize("most", [1, 3, 128])
+def test_batch_is_called_in_chunks_over_several_streams(gpu, most, rng):
+    """Whatever the chunk, every byte arrives, in the user's stream order."""
+    rows, nbytes = 40, 1 << 16
+    src, device = (
+        gpu.pinned_array((2 * rows, nbytes), "u1"),
+        gpu.device_array((2 * rows, nbytes), "u1"),
+    )
+    back = gpu.pinned_array((2 * rows, nbytes), np.uint8)
+    src[:] = rng.integers(0, 256, src.shape)
+    mapping = 2 * np.stack([rng.permutation(rows), rng.permutation(rows)], axis=1)
+    stream = gpu.stream()
+    with ns.override(batch_descriptors=most):
+        ns.swap_blocks(src, device, mapping, stream=stream, mode="batch")
+        ns.swap_blocks(device, back, mapping[:, ::-1], stream=stream, mode="batch").wait()
+    assert np.array_equal(back[::2], src[::2])
+    calls = gpu.driver.library.calls
+    assert calls["cuMemcpyBatchAsync"] == 2 * -(-rows // min(most, rows // 8))
+    assert calls["cuStreamCreate"] == 8
+
+
+def test_failing_index_counts_over_chunks(gpu):
+    from numba_swap.copies import Copies
+    from numba_swap.swap import CopyPlan
+
+    pinned, device = gpu.pinned_array(64, np.uint8), gpu.device_array((10, 64), np.uint8)
+    device.copy_to_device(np.zeros((10, 64), np.uint8))
+    pinned[:] = 1
+    dst = device.__cuda_array_interface__["data"][0] + 64 * np.arange(10, dtype=np.uint64)
+    sizes = np.full(10, 64, np.uint64)
+    sizes[7] = 1 << 20
+    src = np.full(10, pinned.ctypes.data, np.uint64)
+    gpu.driver.current_context()
+    plan = CopyPlan(gpu.driver, Copies(dst, src, sizes))
+    with ns.override(batch_descriptors=3), pytest.raises(ns.DriverCallError) as caught:
+        plan.run(mode="batch", stream=gpu.stream())
+    assert caught.value.failing_index == 7
+    assert device.copy_to_host()[:, 0].tolist() == [1] * 7 + [0] * 3
+
+
+def test_repeated_run_sees_every_change(gpu):
+    """The short way of a repeated launch is left as soon as anything is not as before."""
+    src, device = gpu.pinned_array((8, 64), np.uint8), gpu.device_array((8, 64), np.uint8)
+    plan = ns.plan_blocks(src, device, [[0, 7], [2, 5], [4, 1]])
+    stream, other = gpu.stream(), gpu.stream()
+    library = gpu.driver.library
+    for _ in range(3):
+        assert plan.run(stream).decision.mode == "kernel"
+    assert plan.run(other).decision.mode == "kernel"
+    assert plan.run(stream, "loop").decision.mode == "loop"
+    with ns.override(mode="loop"):
+        assert plan.run(stream).decision.mode == "loop"
+    with ns.override(driver_version=(11, 8)):
+        assert plan.run(stream).decision.driver_version == (11, 8)
+    plan.run(stream).wait()
+    library.begin_capture(stream.handle)
+    captured = plan.run(stream)
+    assert len(library.end_capture(stream.handle).nodes) == 1
+    with pytest.raises(ns.CapturedTransferError):
+        captured.wait()
+    src[:] = 9
+    plan.run(stream).wait()
+    assert (device.copy_to_host()[[7, 5, 1]] == 9).all()
+    with pytest.raises(ValueError, match="max_blocks=0"):
+        plan.run(stream, max_blocks=0)
+
+
+def test_descriptors_staged_on_the_device_are_right_in_every_stream(gpu, rng):
+    """Within a device the kernel reads descriptors from device memory, staged once."""
+    src, dst = (gpu.device_array((64, 64), np.uint8) for _ in range(2))
+    content = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+    mapping = 2 * np.stack([rng.permutation(32), rng.permutation(32)], axis=1)
+    plan = ns.plan_blocks(src, dst, mapping)
+    streams = [gpu.stream(non_blocking=True) for _ in range(3)]
+    copies = gpu.driver.library.calls
+    for round_number in range(2):
+        for stream in streams:
+            src.copy_to_device(content)
+            dst.copy_to_device(np.zeros_like(content))
+            before = copies["cuMemcpyAsync"]
+            plan.run(stream, "kernel").wait()
+            assert np.array_equal(dst.copy_to_host()[mapping[:, 1]], content[mapping[:, 0]])
+            staged = copies["cuMemcpyAsync"] - before
+            assert staged == (round_number == 0 and stream is streams[0])

@@ -157,6 +157,7 @@ PROTOTYPES: dict[str, Prototype] = {
         Prototype("cuCtxSetCurrent", 4000, (_HANDLE,)),
         Prototype("cuCtxGetDevice", 2000, (POINTER(c_int),)),
         Prototype("cuPointerGetAttributes", 7000, (c_uint, c_void_p, c_void_p, _ADDRESS)),
+        Prototype("cuMemAlloc", 3020, (POINTER(_ADDRESS), c_size_t)),
         Prototype("cuMemHostAlloc", 2020, (POINTER(c_void_p), c_size_t, c_uint)),
         Prototype("cuMemFreeHost", 2000, (c_void_p,)),
         Prototype("cuMemcpyAsync", 4000, (_ADDRESS, _ADDRESS, c_size_t, _HANDLE)),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import threading
-from collections.abc import Iterator, Sequence
-from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from collections.abc import Iterator
+from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
 from numba_swap.driver import abi
@@ -25,6 +26,7 @@ _QUERIED = (
     abi.POINTER_RANGE_SIZE,
 )
 _QUERY_CODES = (c_int * len(_QUERIED))(*_QUERIED)
+_QUERY_CODES_ADDRESS = ctypes.addressof(_QUERY_CODES)
 
 
 class PointerInfo(NamedTuple):
@@ -34,8 +36,8 @@ class PointerInfo(NamedTuple):
     ----------
     memory_type : int
         1 host, 2 device, 0 memory that CUDA did not allocate or register.
-    managed : bool
-        Whether it is managed memory.
+    managed : int
+        1 if it is managed memory, else 0.
     device : int
         Ordinal of the device that it belongs to or was allocated for.
     device_address : int
@@ -45,7 +47,7 @@ class PointerInfo(NamedTuple):
     """
 
     memory_type: int
-    managed: bool
+    managed: int
     device: int
     device_address: int
     start: int
@@ -69,23 +71,31 @@ class Driver:
     pools : Pools
         Events, pinned buffers and private streams to use again.
     kernels : dict
-        Kernels loaded on each device, for the mode that loads them.
+        Handle of the copy kernel on each device, for the mode that loads it.
     """
 
     def __init__(self, library: DriverLibrary) -> None:
         self.library = library
         self.entry_points = EntryPoints(library.proc_address)
-        for name in self.entry_points.answers:
-            if self.entry_points.answers[name].found:
+        self._addresses: dict[str, int] = {}
+        for name, answer in self.entry_points.answers.items():
+            if answer.found:
+                self._addresses[name] = answer.address
                 setattr(self, f"_{name}", self.entry_points.function(name))
         version = c_int()
         self._check(self._cuDriverGetVersion(byref(version)), "cuDriverGetVersion")
         self.version = DriverVersion.from_encoded(version.value)
+        self._probed = tuple(
+            self.address(name)
+            for name in ("cuCtxGetCurrent", "cuStreamGetCtx", "cuStreamIsCapturing")
+        )
+        self._query = self.address("cuPointerGetAttributes")
         self.pools = Pools(self)
-        self.kernels: dict[int, object] = {}
+        self.kernels: dict[int, int] = {}
         self._lock = threading.Lock()
         self._initialized = False
         self._primary_contexts: dict[int, int] = {}
+        self._context_devices: dict[int, int] = {}
         self._batch_attributes = abi.MemcpyAttributes(src_access_order=abi.SRC_ACCESS_ORDER_STREAM)
         self._batch_attribute_index = c_size_t(0)
 
@@ -106,8 +116,11 @@ class Driver:
 
     def address(self, name: str) -> int:
         """Address of an entry point, for compiled callers."""
-        self.entry_points.function(name)
-        return self.entry_points.answers[name].address
+        try:
+            return self._addresses[name]
+        except KeyError:
+            self.entry_points.function(name)  # says why there is none
+            raise
 
     def error_name(self, code: int) -> str:
         """Return the driver's name of a return code."""
@@ -168,12 +181,11 @@ class Driver:
     def current_context(self) -> int:
         """Return the calling thread's context; device 0's primary one if it has none yet."""
         self.initialize()
-        context = c_void_p()
-        self._check(self._cuCtxGetCurrent(byref(context)), "cuCtxGetCurrent")
-        if not context.value:
-            context.value = self.primary_context(0)
+        context, _, _ = self.probe(0)
+        if not context:
+            context = self.primary_context(0)
             self._check(self._cuCtxSetCurrent(context), "cuCtxSetCurrent")
-        return context.value or 0
+        return context
 
     def primary_context(self, device: int) -> int:
         """Primary context of a device, the one that Numba, CuPy and PyTorch use.
@@ -191,17 +203,31 @@ class Driver:
                 self._primary_contexts[device] = context.value or 0
             return self._primary_contexts[device]
 
-    def context_device(self) -> int:
-        """Ordinal of the device of the calling thread's context."""
-        device = c_int()
-        self._check(self._cuCtxGetDevice(byref(device)), "cuCtxGetDevice")
-        return device.value
+    def context_device(self, context: int) -> int:
+        """Ordinal of the device of a context, which must be the calling thread's."""
+        if context not in self._context_devices:
+            device = c_int()
+            self._check(self._cuCtxGetDevice(byref(device)), "cuCtxGetDevice")
+            self._context_devices[context] = device.value
+        return self._context_devices[context]
 
-    def stream_context(self, stream: int) -> int:
-        """Context that a stream belongs to."""
-        context = c_void_p()
-        self._check(self._cuStreamGetCtx(stream, byref(context)), "cuStreamGetCtx")
-        return context.value or 0
+    def probe(self, stream: int) -> tuple[int, int, bool]:
+        """Ask what holds for a stream, in one compiled call.
+
+        Returns
+        -------
+        current : int
+            The calling thread's context, 0 if it has none.
+        context : int
+            The stream's; for a default stream the current one.
+        capturing : bool
+            Whether the stream is being captured into a graph.
+        """
+        step, code, current, context, capturing = compiled().probe(*self._probed, stream)
+        if step:
+            name = ("cuCtxGetCurrent", "cuStreamGetCtx", "cuStreamIsCapturing")[step - 1]
+            self._check(code, name)
+        return current, context, capturing != abi.CAPTURE_STATUS_NONE
 
     @contextlib.contextmanager
     def activate(self, context: int) -> Iterator[None]:
@@ -220,17 +246,17 @@ class Driver:
 
     def pointer_info(self, address: int) -> PointerInfo:
         """Ask what an address is. An address unknown to CUDA is no error here."""
-        values = (c_uint64 * len(_QUERIED))()
-        pointers = (c_void_p * len(_QUERIED))(
-            *(ctypes.addressof(values) + 8 * i for i in range(len(_QUERIED)))
-        )
-        self._check(
-            self._cuPointerGetAttributes(len(_QUERIED), _QUERY_CODES, pointers, address),
-            "cuPointerGetAttributes",
-        )
-        # Narrow values (int, bool) fill the low bytes of their little-endian words.
-        memory_type, managed, device = (value & 0xFFFFFFFF for value in values[:3])
-        return PointerInfo(memory_type, bool(managed & 0xFF), device, *values[3:])
+        code, *values = compiled().pointer_attributes(self._query, _QUERY_CODES_ADDRESS, address)
+        if code:
+            self._check(code, "cuPointerGetAttributes")
+        return PointerInfo._make(values)
+
+    def device_alloc(self, nbytes: int) -> int:
+        """Allocate memory on the device of the calling thread's context."""
+        address = c_uint64()
+        with self.relaxed_capture():
+            self._check(self._cuMemAlloc(byref(address), nbytes), "cuMemAlloc")
+        return address.value
 
     def host_alloc(self, nbytes: int) -> int:
         """Allocate pinned host memory that every context can use, also during stream capture."""
@@ -267,14 +293,6 @@ class Driver:
         """Whether a handle is a default stream, which belongs to whatever context is current."""
         return stream <= abi.STREAM_PER_THREAD
 
-    def is_capturing(self, stream: int) -> bool:
-        """Whether a stream is being captured into a graph. The legacy one (0, 1) never is."""
-        if stream <= abi.STREAM_LEGACY:
-            return False
-        status = c_int()
-        self._check(self._cuStreamIsCapturing(stream, byref(status)), "cuStreamIsCapturing")
-        return status.value != abi.CAPTURE_STATUS_NONE
-
     def create_stream(self) -> int:
         """Create a stream that does not synchronise with the legacy default stream."""
         stream = c_void_p()
@@ -303,8 +321,7 @@ class Driver:
 
     def event_done(self, event: int) -> bool:
         """Whether the work before an event is over."""
-        with self.relaxed_capture():
-            code = self._cuEventQuery(event)
+        code = self._call_relaxed("cuEventQuery", event)
         if code == abi.ERROR_NOT_READY:
             return False
         self._check(code, "cuEventQuery")
@@ -312,9 +329,14 @@ class Driver:
 
     def synchronize_event(self, event: int) -> None:
         """Block until the work before an event is over; the GIL is released."""
-        with self.relaxed_capture():
-            code = self._cuEventSynchronize(event)
-        self._check(code, "cuEventSynchronize")
+        self._check(self._call_relaxed("cuEventSynchronize", event), "cuEventSynchronize")
+
+    def _call_relaxed(self, name: str, handle: int) -> int:
+        addresses = self._addresses
+        code: int = compiled().call_relaxed(
+            addresses["cuThreadExchangeStreamCaptureMode"], addresses[name], handle
+        )
+        return code
 
     # -- copies -----------------------------------------------------------------------------
 
@@ -353,18 +375,71 @@ class Driver:
         )
         return code, fail_index.value if code and fail_index.value < count else None
 
+    def memcpy_loop(
+        self, dst: Any, src: Any, sizes: Any, uniform: int, stream: int
+    ) -> tuple[int, int]:
+        """Submit copies one by one, in one compiled loop; see `compiled.memcpy_loop`."""
+        code, index = compiled().memcpy_loop(
+            self.address("cuMemcpyAsync"), dst, src, sizes, uniform, stream
+        )
+        return code, index
+
+    def memcpy_async(self, dst: int, src: int, nbytes: int, stream: int) -> None:
+        """Enqueue one copy."""
+        self._check(self._cuMemcpyAsync(dst, src, nbytes, stream), "cuMemcpyAsync")
+
+    @functools.cached_property
+    def launch_functions(self) -> tuple[int, int, int, int, int]:
+        """Addresses that `compiled.launch_and_record` needs."""
+        return (
+            self.address("cuCtxGetCurrent"),
+            self.address("cuStreamGetCtx"),
+            self.address("cuStreamIsCapturing"),
+            self.address("cuLaunchKernel"),
+            self.address("cuEventRecord"),
+        )
+
     def launch_kernel(
-        self, function: int, blocks: int, threads: int, stream: int, arguments: Sequence[int]
-    ) -> None:
-        """Launch a kernel whose parameters are all 64-bit integers."""
-        values = (c_uint64 * len(arguments))(*arguments)
-        pointers = (c_void_p * len(arguments))(
-            *(ctypes.addressof(values) + 8 * i for i in range(len(arguments)))
+        self,
+        function: int,
+        blocks: int,
+        threads: int,
+        stream: int,
+        arguments: tuple[int, ...],
+        event: int,
+        context: int = 0,
+    ) -> bool:
+        """Launch a kernel of seven 64-bit parameters, and record an event (if not 0) behind it.
+
+        Parameters
+        ----------
+        function, blocks, threads, stream, arguments
+            The launch.
+        event : int
+            Event to record, or 0.
+        context : int
+            If not 0, nothing is done unless this is the current context and the stream's, and
+            the stream is not being captured.
+
+        Returns
+        -------
+        bool
+            Whether it was launched.
+        """
+        step, code = compiled().launch_and_record(
+            self.launch_functions, context, function, blocks, threads, stream, arguments, event
         )
-        code = self._cuLaunchKernel(
-            function, blocks, 1, 1, threads, 1, 1, c_uint(0), stream, pointers, None
-        )
-        self._check(code, "cuLaunchKernel")
+        if step > 0:
+            self._check(code, ("cuLaunchKernel", "cuEventRecord")[step - 1])
+        return bool(step == 0)
+
+
+@functools.cache
+def compiled() -> Any:
+    """Return the module of compiled functions, imported when first needed."""
+    from numba_swap import compiled
+
+    return compiled
 
 
 _default: Driver | None = None

@@ -3,17 +3,19 @@
 There are two revisions of ``cuGetProcAddress``. The first (CUDA 11.3) answers a miss with code
 500 and leaves the output pointer as it was; the second (12.0) answers code 0, a NULL pointer and
 a status. So an answer counts as found only if the code is 0, the pointer, cleared beforehand, is
-not NULL, and the status, where there is one, says so.
+not NULL, and the status, where there is one, says so. An address for a function that is newer
+than the driver itself is not trusted: nobody knows what lies there.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numba_swap.driver import abi
 from numba_swap.errors import EntryPointNotFoundError
+from numba_swap.versions import DriverVersion
 
 _STATUS_NAMES = {
     abi.SYMBOL_FOUND: "found",
@@ -39,6 +41,9 @@ class Answer:
         Address of the function, 0 if none was given.
     status : int or None
         The second revision's query result; None if it was not written or there is none.
+    too_new_for : DriverVersion or None
+        The driver's version, if it gave an address although it is older than the version asked
+        at; such an answer does not count as found.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Answer:
     code: int
     address: int
     status: int | None
+    too_new_for: DriverVersion | None = None
 
     @property
     def found(self) -> bool:
@@ -54,6 +60,7 @@ class Answer:
             self.code == abi.SUCCESS
             and self.address != 0
             and self.status in (None, abi.SYMBOL_FOUND)
+            and self.too_new_for is None
         )
 
     @property
@@ -63,7 +70,9 @@ class Answer:
             return "found"
         parts = [f"code {self.code}", "an address" if self.address else "no address"]
         if self.status is not None:
-            parts.append(_STATUS_NAMES.get(self.status, f"status {self.status}"))
+            parts.append(f"status {_STATUS_NAMES.get(self.status, str(self.status))}")
+        if self.too_new_for is not None:
+            parts.append(f"which is not used because this driver is only {self.too_new_for}")
         return ", ".join(parts)
 
 
@@ -76,9 +85,12 @@ class ProcAddress:
         Address of the look-up function.
     revision : {1, 2}
         Which of the two it is: they differ in their parameters.
+    owner : str
+        Whose it is, for error messages.
     """
 
-    def __init__(self, address: int, revision: int) -> None:
+    def __init__(self, address: int, revision: int, owner: str = "the driver") -> None:
+        self.owner = owner
         self.prototype = abi.GET_PROC_ADDRESS_V2 if revision == 2 else abi.GET_PROC_ADDRESS_V1
         self.revision = revision
         self._function = self.prototype.ctype(address)
@@ -117,6 +129,7 @@ class EntryPoints:
     def __init__(self, proc_address: ProcAddress) -> None:
         self.answers: dict[str, Answer] = {}
         self._functions: dict[str, Any] = {}
+        self._owner = proc_address.owner
         for prototype in abi.PROTOTYPES.values():
             answer = proc_address.ask(prototype.name, prototype.version)
             self.answers[prototype.name] = answer
@@ -124,6 +137,18 @@ class EntryPoints:
                 self._functions[prototype.name] = prototype.ctype(answer.address)
             elif prototype.essential:
                 self.function(prototype.name)
+        self._drop_too_new()
+
+    def _drop_too_new(self) -> None:
+        """Take back what the driver gave although its version does not have it."""
+        encoded = ctypes.c_int()
+        if self.function("cuDriverGetVersion")(ctypes.byref(encoded)) != abi.SUCCESS:
+            return  # reported by whoever needs the version
+        for name, answer in self.answers.items():
+            if answer.found and answer.version > encoded.value:
+                version = DriverVersion.from_encoded(encoded.value)
+                self.answers[name] = replace(answer, too_new_for=version)
+                del self._functions[name]
 
     def function(self, name: str) -> Any:
         """Return the callable function, or raise `EntryPointNotFoundError`."""
@@ -132,5 +157,5 @@ class EntryPoints:
         except KeyError:
             answer = self.answers[name]
             raise EntryPointNotFoundError(
-                f"the driver has no {name} at version {answer.version}: {answer.explanation}"
+                f"{self._owner} gave no {name} at version {answer.version}: {answer.explanation}"
             ) from None

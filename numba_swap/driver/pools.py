@@ -7,7 +7,7 @@ import ctypes
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +17,50 @@ if TYPE_CHECKING:
 
 _SMALLEST_BUFFER_BYTES = 1 << 12
 
+Words: TypeAlias = npt.NDArray[np.uint64]
+
 
 class PinnedBuffer:
-    """Pinned host memory for descriptors, as 64-bit words.
+    """Pinned host memory for descriptors, as 64-bit words; goes back to its pool when dropped.
+
+    So whoever reads it, on the GPU too, must hold it until then.
 
     Attributes
     ----------
     address : int
         The same for host and device.
     words : ndarray of uint64
-        The memory; its length is a power of two.
+        The memory; its length is a power of two. Not to be kept longer than the buffer.
     """
 
-    def __init__(self, driver: Driver, nbytes: int) -> None:
-        self.address = driver.host_alloc(nbytes)
-        memory = (ctypes.c_uint64 * (nbytes // 8)).from_address(self.address)
-        self.words: npt.NDArray[np.uint64] = np.ctypeslib.as_array(memory)
+    __slots__ = ("_shelf", "address", "words")
+
+    def __init__(self, address: int, words: Words, shelf: list[tuple[int, Words]]) -> None:
+        self.address = address
+        self.words = words
+        self._shelf = shelf
+
+    def __del__(self) -> None:
+        self._shelf.append((self.address, self.words))
+
+
+class DeviceBuffer:
+    """Device memory for descriptors; goes back to its pool when dropped, as `PinnedBuffer` does.
+
+    Attributes
+    ----------
+    address : int
+        Where it lies on the device.
+    """
+
+    __slots__ = ("_shelf", "address")
+
+    def __init__(self, address: int, shelf: list[int]) -> None:
+        self.address = address
+        self._shelf = shelf
+
+    def __del__(self) -> None:
+        self._shelf.append(self.address)
 
 
 class Pools:
@@ -45,8 +73,9 @@ class Pools:
         self._driver = driver
         self._lock = threading.Lock()
         self._events: defaultdict[int, list[int]] = defaultdict(list)
-        self._buffers: defaultdict[int, list[PinnedBuffer]] = defaultdict(list)
-        self._streams: dict[int, int] = {}
+        self._shelves: defaultdict[int, list[tuple[int, Words]]] = defaultdict(list)
+        self._device_shelves: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        self._streams: defaultdict[int, list[int]] = defaultdict(list)
 
     def take_event(self, context: int) -> int:
         """Take an event of the given context, which must be the calling thread's."""
@@ -60,23 +89,35 @@ class Pools:
         self._events[context].append(event)
 
     def take_buffer(self, nbytes: int) -> PinnedBuffer:
-        """Take a pinned buffer of at least `nbytes`; give it back when the GPU has read it."""
+        """Take a pinned buffer of at least `nbytes`, which must not be 0."""
         size = max(_SMALLEST_BUFFER_BYTES, 1 << (nbytes - 1).bit_length())
+        shelf = self._shelves[size]
         try:
-            return self._buffers[size].pop()
+            address, words = shelf.pop()
         except IndexError:
-            return PinnedBuffer(self._driver, size)
+            address = self._driver.host_alloc(size)
+            memory = (ctypes.c_uint64 * (size // 8)).from_address(address)
+            words = np.ctypeslib.as_array(memory)
+        return PinnedBuffer(address, words, shelf)
 
-    def give_buffer(self, buffer: PinnedBuffer) -> None:
-        """Take a buffer back: nothing on the GPU reads it any more."""
-        self._buffers[buffer.words.nbytes].append(buffer)
+    def take_device_buffer(self, context: int, nbytes: int) -> DeviceBuffer:
+        """Take device memory of at least `nbytes` in a context, the calling thread's."""
+        size = max(_SMALLEST_BUFFER_BYTES, 1 << (nbytes - 1).bit_length())
+        shelf = self._device_shelves[context, size]
+        try:
+            address = shelf.pop()
+        except IndexError:
+            address = self._driver.device_alloc(size)
+        return DeviceBuffer(address, shelf)
 
-    def side_stream(self, context: int) -> int:
-        """Return the private stream of a context, which must be the calling thread's."""
-        with self._lock:
-            if context not in self._streams:
-                self._streams[context] = self._driver.create_stream()
-            return self._streams[context]
+    def side_streams(self, context: int, count: int) -> list[int]:
+        """Return private streams of a context, which must be the calling thread's."""
+        streams = self._streams[context]
+        if len(streams) < count:
+            with self._lock:
+                while len(streams) < count:
+                    streams.append(self._driver.create_stream())
+        return streams[:count]
 
     def order(self, context: int, before: int, after: int) -> None:
         """Let later work in stream `after` wait for what stream `before` holds now."""
@@ -87,11 +128,16 @@ class Pools:
         self.give_event(context, event)
 
     @contextlib.contextmanager
-    def fenced_side_stream(self, context: int, stream: int) -> Iterator[int]:
-        """Run the work inside on the private stream, as if it stood in `stream`."""
-        side = self.side_stream(context)
-        self.order(context, before=stream, after=side)
+    def fenced_side_streams(self, context: int, stream: int, count: int) -> Iterator[list[int]]:
+        """Run the work inside on private streams, as if it stood in `stream`."""
+        sides = self.side_streams(context, count)
+        event = self.take_event(context)
+        self._driver.record_event(event, stream)
+        for side in sides:
+            self._driver.wait_event(side, event)
+        self.give_event(context, event)
         try:
-            yield side
+            yield sides
         finally:
-            self.order(context, before=side, after=stream)
+            for side in sides:
+                self.order(context, before=side, after=stream)

@@ -1,6 +1,8 @@
-"""All copies in one call of the driver's ``cuMemcpyBatchAsync``."""
+"""All copies in one call, or few, of the driver's ``cuMemcpyBatchAsync``."""
 
 from __future__ import annotations
+
+import itertools
 
 from numba_swap.copies import Copies
 from numba_swap.dispatch import Situation
@@ -8,11 +10,18 @@ from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
 from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
+from numba_swap.settings import current_settings
 from numba_swap.streams import is_legacy
 from numba_swap.versions import DriverVersion
 
 _FUNCTION = abi.MEMCPY_BATCH_ASYNC.name
 _SINCE = DriverVersion.from_encoded(abi.MEMCPY_BATCH_ASYNC.version)
+
+# Several streams keep the copy engines busy where one leaves gaps between copies. Measured on an
+# H200: 8 are better than 4, and as good as 16.
+_STREAMS = 8
+_FEWEST_BYTES_FOR_STREAMS = 1 << 20
+_FEWEST_COPIES_A_STREAM = 4
 
 
 def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
@@ -28,37 +37,47 @@ def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
     return None
 
 
-def submit(
-    driver: Driver, copies: Copies, situation: Situation, context: int, work: InFlight
-) -> None:
-    """Enqueue the copies in their stream.
+def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight) -> None:
+    """Enqueue the copies in their stream, or in private streams that fork from it and join it.
 
     Raises
     ------
     DriverCallError
         If the driver refuses; copies before the failing index were submitted.
     """
-    if is_legacy(situation.stream):
-        # The driver refuses the legacy default stream here: a private one takes its place.
-        with driver.pools.fenced_side_stream(context, situation.stream) as stream:
-            _call(driver, copies, stream)
+    streams = 1
+    if copies.nbytes >= _FEWEST_BYTES_FOR_STREAMS:
+        streams = max(1, min(_STREAMS, len(copies) // _FEWEST_COPIES_A_STREAM))
+    if streams == 1 and not is_legacy(situation.stream):
+        _call_in_chunks(driver, copies, [situation.stream])
     else:
-        _call(driver, copies, situation.stream)
+        # The driver refuses the legacy default stream here: a private one takes its place.
+        with driver.pools.fenced_side_streams(
+            situation.context, situation.stream, streams
+        ) as sides:
+            _call_in_chunks(driver, copies, sides)
+    work.close(situation.stream)
 
 
-def _call(driver: Driver, copies: Copies, stream: int) -> None:
-    code, failing_index = driver.memcpy_batch_async(
-        copies.dst.ctypes.data,
-        copies.src.ctypes.data,
-        copies.size.ctypes.data,
-        len(copies),
-        stream,
-    )
-    if code:
-        note = "Which copies were done is not known."
-        if failing_index is not None:
-            note = (
-                f"At fault is {copies.describe(failing_index)}; the {failing_index} copies before "
-                "it were submitted, the rest were not."
-            )
-        raise DriverCallError(_FUNCTION, code, driver.error_name(code), failing_index, note)
+def _call_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
+    """Submit the copies in their order, chunk by chunk, to one stream after another."""
+    count = len(copies)
+    chunk = min(current_settings().batch_descriptors, -(-count // len(streams)))
+    dst, src, sizes = (c.ctypes.data for c in (copies.dst, copies.src, copies.sizes))
+    for start, stream in zip(range(0, count, chunk), itertools.cycle(streams), strict=False):
+        code, failing = driver.memcpy_batch_async(
+            dst + 8 * start,
+            src + 8 * start,
+            sizes + 8 * start,
+            min(chunk, count - start),
+            stream,
+        )
+        if code:
+            index = None if failing is None else start + failing
+            note = "Which copies were done is not known."
+            if index is not None:
+                note = (
+                    f"At fault is {copies.describe(index)}; the {index} copies before it were "
+                    "submitted, the rest were not."
+                )
+            raise DriverCallError(_FUNCTION, code, driver.error_name(code), index, note)

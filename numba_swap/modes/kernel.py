@@ -15,6 +15,7 @@ from numba_swap.copies import Copies, Direction
 from numba_swap.dispatch import Situation
 from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
+from numba_swap.driver.pools import DeviceBuffer, PinnedBuffer
 from numba_swap.in_flight import InFlight
 from numba_swap.memory import Allocation, MemoryKind
 from numba_swap.versions import DriverVersion
@@ -24,22 +25,62 @@ if TYPE_CHECKING:
 
 # Numba-CUDA 0.30 speaks to the driver through cuda.bindings, which needs 12.0.
 _SINCE = DriverVersion(12, 0)
-_THREADS_PER_BLOCK = 512
-_SIMULATED_THREADS_PER_BLOCK = 32
+
+# The figures below were measured on an H200. A team has four 16-byte accesses a thread in flight,
+# so that many bytes a thread are worth a larger team; a short copy is spread over a few threads
+# all the same, for neighbouring threads share a memory transaction.
 _WARP = 32
+_BYTES_A_THREAD = 64
 _ACCESS_BYTES = 16
-# Host links are saturated by few blocks; device memory takes all that the GPU can hold.
-_LINK_BLOCKS_PER_MULTIPROCESSOR = 1
-_DEVICE_BLOCKS_PER_MULTIPROCESSOR = 8
+_SHORT_COPY_TEAM = 8
+# A host link is saturated by few blocks: more only take room from the user's own kernels. Short
+# copies have less in flight and want more.
+_LINK_BLOCKS = 16
+_LINK_BLOCKS_FOR_SHORT_COPIES = 32
+_LINK_THREADS = 512
+# Device memory wants a team for every piece, all at once.
+_DEVICE_THREADS = 256
+_SIMULATED_BLOCKS = 4
+_SIMULATED_THREADS = 32
 # A copy longer than a piece is shared by several teams. Multiples of 16 keep the alignment.
-_SMALLEST_PIECE_BYTES = 1 << 12
-_LARGEST_PIECE_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 13
 
 
-class _Loaded(NamedTuple):
-    function: int
-    multiprocessors: int
-    threads_per_block: int
+class Launch:
+    """Everything about a launch that does not change from run to run.
+
+    Attributes
+    ----------
+    function, blocks, threads, arguments
+        The launch, but for its stream.
+    table : PinnedBuffer
+        The descriptors that `arguments` point to.
+    staged : _Staged or None
+        A copy of them in device memory, with the arguments that point there.
+    """
+
+    __slots__ = ("arguments", "blocks", "function", "staged", "table", "threads")
+
+    def __init__(
+        self,
+        function: int,
+        blocks: int,
+        threads: int,
+        arguments: tuple[int, ...],
+        table: PinnedBuffer,
+    ) -> None:
+        self.function = function
+        self.blocks = blocks
+        self.threads = threads
+        self.arguments = arguments
+        self.table = table
+        self.staged: _Staged | None = None
+
+
+class _Staged(NamedTuple):
+    buffer: DeviceBuffer
+    arguments: tuple[int, ...]
+    first: InFlight  # the work that copies the descriptors there
 
 
 def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
@@ -72,9 +113,7 @@ def why_not_in_principle(driver: Driver, copies: Copies, situation: Situation) -
     return None
 
 
-def submit(
-    driver: Driver, copies: Copies, situation: Situation, context: int, work: InFlight
-) -> None:
+def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight) -> None:
     """Enqueue the copies in their stream as one kernel launch.
 
     Raises
@@ -82,25 +121,112 @@ def submit(
     DriverCallError
         If the driver refuses the launch; nothing was copied.
     """
-    loaded = _load(driver, situation.device)
-    on_device = copies.direction in (Direction.D2D, Direction.MIXED)
-    most_blocks = loaded.multiprocessors * (
-        _DEVICE_BLOCKS_PER_MULTIPROCESSOR if on_device else _LINK_BLOCKS_PER_MULTIPROCESSOR
-    )
-    team = _team_size(copies.nbytes // len(copies))
-    teams_per_block = loaded.threads_per_block // team
-    table = _split(copies, copies.nbytes // (4 * most_blocks * teams_per_block))
-    count = table.shape[1]
-    buffer = work.take_buffer(table.nbytes)
-    buffer.words[: table.size] = table.ravel()
-    blocks = min(most_blocks, -(-count // teams_per_block))
+    key = (situation.device, situation.max_blocks)
+    launch = copies.prepared.get(key)
+    if launch is None:
+        launch = copies.prepared[key] = _prepare(driver, copies, situation)
+    arguments = launch.arguments
+    if copies.direction is Direction.D2D and not situation.capturing:
+        arguments = _stage(driver, launch, situation, work)
     driver.launch_kernel(
-        loaded.function,
-        blocks,
-        loaded.threads_per_block,
+        launch.function,
+        launch.blocks,
+        launch.threads,
         situation.stream,
-        (buffer.address, count, team),
+        arguments,
+        work.event,
     )
+
+
+def submit_again(driver: Driver, copies: Copies, situation: Situation, work: InFlight) -> bool:
+    """Do what `submit` did before, if the context and the stream are still as they were then.
+
+    Returns
+    -------
+    bool
+        Whether it was done; if not, nothing was.
+    """
+    launch = copies.prepared[situation.device, situation.max_blocks]
+    arguments = launch.arguments
+    staged = launch.staged
+    if staged is not None:
+        if not staged.first.over:
+            return False
+        work.hold(staged)
+        arguments = staged.arguments
+    return driver.launch_kernel(
+        launch.function,
+        launch.blocks,
+        launch.threads,
+        situation.stream,
+        arguments,
+        work.event,
+        situation.context,
+    )
+
+
+def prepared_launch(copies: Copies) -> Launch:
+    """Return the launch of copies that ran in this mode, for measurements beside it."""
+    launch: Launch = next(iter(copies.prepared.values()))
+    return launch
+
+
+def _prepare(driver: Driver, copies: Copies, situation: Situation) -> Launch:
+    pieces, count, uniform = 1, len(copies), copies.uniform
+    table = copies.buffer
+    if uniform:
+        mean = uniform
+        if uniform > _PIECE_BYTES:
+            pieces = -(-uniform // _PIECE_BYTES)
+            mean = _PIECE_BYTES
+        if table is None:
+            table = _fill_table(driver, np.stack([copies.dst, copies.src]))
+    else:
+        columns = _split(copies, _PIECE_BYTES)
+        count = columns.shape[1]
+        mean = copies.nbytes // count
+        table = _fill_table(driver, columns)
+    team = _team_size(mean)
+    threads = _LINK_THREADS
+    most_blocks = _LINK_BLOCKS if team == _WARP else _LINK_BLOCKS_FOR_SHORT_COPIES
+    if driver.simulated:
+        threads, most_blocks = _SIMULATED_THREADS, _SIMULATED_BLOCKS
+    elif copies.direction in (Direction.D2D, Direction.MIXED):
+        threads, most_blocks = _DEVICE_THREADS, 2**31 - 1
+    if situation.max_blocks is not None:
+        most_blocks = min(most_blocks, situation.max_blocks)
+    aligned = int(copies.alignment_bits % _ACCESS_BYTES == 0)
+    return Launch(
+        _load(driver, situation.device),
+        min(most_blocks, -(-count * pieces * team // threads)),
+        threads,
+        (table.address, count, uniform, pieces, _PIECE_BYTES, team, aligned),
+        table,
+    )
+
+
+def _stage(driver: Driver, launch: Launch, situation: Situation, work: InFlight) -> tuple[int, ...]:
+    """Return the launch's arguments with the descriptors in device memory.
+
+    Between host and device the link is the bottleneck, and descriptors in pinned memory arrive
+    in time. Within a device they would not.
+    """
+    staged = launch.staged
+    if staged is None or not staged.first.over:
+        # Until the first copy of the descriptors is known to be over, each run makes its own,
+        # which costs little and needs no order between streams.
+        nbytes = launch.table.words.nbytes
+        buffer = driver.pools.take_device_buffer(situation.context, nbytes)
+        driver.memcpy_async(buffer.address, launch.table.address, nbytes, situation.stream)
+        staged = launch.staged = _Staged(buffer, (buffer.address, *launch.arguments[1:]), work)
+    work.hold(staged)
+    return staged.arguments
+
+
+def _fill_table(driver: Driver, columns: npt.NDArray[np.uint64]) -> PinnedBuffer:
+    buffer = driver.pools.take_buffer(columns.nbytes)
+    buffer.words[: columns.size] = columns.ravel()
+    return buffer
 
 
 def _unreachable(driver: Driver, allocation: Allocation, device: int) -> str | None:
@@ -122,18 +248,17 @@ def _unreachable(driver: Driver, allocation: Allocation, device: int) -> str | N
 
 def _team_size(mean_bytes: int) -> int:
     """Return how many threads share one copy: a power of two, at most a warp."""
-    words = -(-mean_bytes // _ACCESS_BYTES)
-    return int(min(_WARP, 1 << max(0, words - 1).bit_length()))
+    full = mean_bytes // _BYTES_A_THREAD
+    short = min(_SHORT_COPY_TEAM, -(-mean_bytes // _ACCESS_BYTES))
+    return min(_WARP, 1 << (max(full, short, 1).bit_length() - 1))
 
 
-def _split(copies: Copies, piece_bytes: int) -> npt.NDArray[np.uint64]:
+def _split(copies: Copies, piece: int) -> npt.NDArray[np.uint64]:
     """Return the columns with long copies in pieces, so that one team never copies alone."""
-    columns = np.stack([copies.dst, copies.src, copies.size])
-    piece = min(max(piece_bytes, _SMALLEST_PIECE_BYTES), _LARGEST_PIECE_BYTES)
-    piece = -(-piece // _SMALLEST_PIECE_BYTES) * _SMALLEST_PIECE_BYTES
+    columns = np.stack([copies.dst, copies.src, copies.sizes])
     if copies.largest <= piece:
         return columns
-    pieces = (-(-columns[2].astype(np.int64) // piece)).astype(np.int64)
+    pieces = -(-columns[2].astype(np.int64) // piece)
     rows = np.repeat(np.arange(len(pieces)), pieces)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     offset = (within * piece).astype(np.uint64)
@@ -146,19 +271,17 @@ def _split(copies: Copies, piece_bytes: int) -> npt.NDArray[np.uint64]:
 _load_lock = threading.Lock()
 
 
-def _load(driver: Driver, device: int) -> _Loaded:
-    """Compile and load the kernel for a device, once."""
+def _load(driver: Driver, device: int) -> int:
+    """Compile and load the kernel for a device, once; return the driver's handle of it."""
     if device not in driver.kernels:
         with _load_lock, driver.relaxed_capture():
             if device not in driver.kernels:
-                driver.kernels[device] = _Loaded(
+                driver.kernels[device] = (
                     _register(cast("SimulatedLibrary", driver.library))
                     if driver.simulated
-                    else _compile(device),
-                    driver.device_attribute(abi.DEVICE_MULTIPROCESSOR_COUNT, device),
-                    _SIMULATED_THREADS_PER_BLOCK if driver.simulated else _THREADS_PER_BLOCK,
+                    else _compile(device)
                 )
-    return cast("_Loaded", driver.kernels[device])
+    return driver.kernels[device]
 
 
 def _compile(device: int) -> int:
@@ -192,4 +315,4 @@ def _register(library: SimulatedLibrary) -> int:
     def run(blocks: int, threads: int, *arguments: int) -> None:
         kernel[blocks, threads](*arguments)
 
-    return library.register_kernel(run, parameters=3)
+    return library.register_kernel(run, parameters=7)

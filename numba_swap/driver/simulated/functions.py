@@ -150,6 +150,10 @@ class Functions:
 
     # -- memory and copies ------------------------------------------------------------------
 
+    def cuMemAlloc(self, address: Any, nbytes: int) -> None:
+        device = self.contexts[self._required_context()]
+        address[0] = self.memory.allocate(nbytes, Kind.DEVICE, device).start
+
     def cuMemHostAlloc(self, address: Any, nbytes: int, flags: int) -> None:
         device = self.contexts[self._required_context()]
         address[0] = self.memory.allocate(nbytes, Kind.PINNED, device).start

@@ -28,7 +28,13 @@ _BEFORE_INIT = {"cuGetProcAddress", "cuInit", "cuDriverGetVersion", "cuGetErrorN
 # Families of functions that report the failure of earlier work.
 _REPORT_STICKY = ("cuMem", "cuStream", "cuEvent", "cuLaunch")
 # Functions that a capture in another thread forbids unless this thread is in relaxed mode.
-_UNSAFE_IN_CAPTURE = {"cuMemHostAlloc", "cuMemFreeHost", "cuEventQuery", "cuEventSynchronize"}
+_UNSAFE_IN_CAPTURE = {
+    "cuMemAlloc",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuEventQuery",
+    "cuEventSynchronize",
+}
 
 
 class SimulatedLibrary:

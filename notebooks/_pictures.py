@@ -1,0 +1,146 @@
+"""The notebooks' pictures, drawn with Matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.patches import Rectangle
+
+_BLUES = ["#dcebf7", "#9dc6e4", "#4f97c9", "#1f5f9a"]  # the oldest revision to the newest
+_WRONG, _PLAIN, _NONE, _UNREAD = "#f6b26b", "#eef1f4", "#ffffff", "#ffffff"
+_INK, _SOFT = "#222222", "#666666"
+_WIDTH = 10.4
+
+# Linux on x86-64: integers and pointers travel in six registers, the rest on the stack.
+SLOTS = ["rdi", "rsi", "rdx", "rcx", "r8", "r9", "stack", "stack + 8", "stack + 16"]
+
+plt.rcParams.update(
+    {"font.family": "DejaVu Sans", "font.size": 9, "figure.dpi": 110, "text.color": _INK}
+)
+
+
+def _say_source(figure: Any, text: str, y: float = 0.0) -> None:
+    figure.text(0, y, text, ha="left", va="top", color=_SOFT, style="italic", fontsize=8.5)
+
+
+class Call(NamedTuple):
+    """What stands in each argument slot of a call, seen from several sides.
+
+    Attributes
+    ----------
+    title : str
+        Above it all.
+    sides : sequence of (str, sequence of str)
+        Who looks, and the arguments in slot order.
+    marked : set of int
+        Slots to mark.
+    """
+
+    title: str
+    sides: Sequence[tuple[str, Sequence[str]]]
+    marked: set[int]
+
+
+def draw_slots(calls: Sequence[Call], source: str) -> None:
+    """Draw the arguments of calls, slot below slot."""
+    box, left = 0.75, -2.3
+    tops = np.cumsum([0, *(1.15 + box * len(call.sides) for call in calls)])
+    figure = plt.figure(figsize=(_WIDTH, 0.55 * tops[-1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(left, len(SLOTS)), ylim=(tops[-1] - 0.3, -0.3))
+    axes.axis("off")
+    for call, top in zip(calls, tops[:-1], strict=True):
+        axes.text(left, top, call.title, weight="bold", va="center", fontsize=10)
+        for slot, name in enumerate(SLOTS):
+            axes.text(slot + 0.5, top + 0.5, name, ha="center", color=_SOFT, fontsize=8)
+        for row, (who, names) in enumerate(call.sides):
+            y = top + 0.65 + box * row
+            axes.text(left, y + 0.3, who, va="center")
+            for slot, name in enumerate(names):
+                color = _WRONG if slot in call.marked else _PLAIN
+                axes.add_patch(Rectangle((slot + 0.02, y), 0.96, 0.6, fc=color, ec=_SOFT, lw=0.8))
+                middle = {"ha": "center", "va": "center", "fontsize": 8}
+                family = "DejaVu Sans Mono" if name.isidentifier() else "DejaVu Sans"
+                axes.text(slot + 0.5, y + 0.3, name, family=family, **middle)
+    _say_source(figure, source)
+
+
+class Panel(NamedTuple):
+    """One half of `draw_revisions`.
+
+    Attributes
+    ----------
+    title : str
+        Above the panel.
+    columns : sequence of str
+        Functions, as asked for.
+    rows : sequence of sequence of (int, int) or None
+        For each driver, for each function: which revision is given (0 is the oldest), and the
+        number of its parameters; None if nothing is given.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[tuple[int, int] | None]]
+
+
+def draw_revisions(panels: Sequence[Panel], drivers: Sequence[str], source: str) -> None:
+    """Draw drivers by functions: the number of parameters of what is given."""
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 3.6), sharey=True)
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for y, row in enumerate(panel.rows):
+            for x, cell in enumerate(row):
+                shade = _NONE if cell is None else _BLUES[cell[0]]
+                axes.add_patch(Rectangle((x, y), 1, 1, fc=shade, ec="white", lw=2))
+                ink = _SOFT if cell is None else "white" if shade == _BLUES[-1] else _INK
+                text = "-" if cell is None else str(cell[1])
+                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink, fontsize=11)
+        axes.set(xlim=(0, len(panel.columns)), ylim=(len(drivers), 0))
+        axes.set_xticks(np.arange(len(panel.columns)) + 0.5, panel.columns)
+        axes.set_yticks(np.arange(len(drivers)) + 0.5, drivers)
+        for label in axes.get_xticklabels():
+            label.set(rotation=35, ha="right", rotation_mode="anchor", fontsize=8.5)
+        axes.tick_params(length=0)
+        axes.set_title(panel.title, fontsize=10, weight="bold", loc="left")
+        axes.spines[:].set_visible(False)
+    all_axes[0].set_ylabel("driver")
+    figure.subplots_adjust(left=0.06, right=1, top=0.92, bottom=0.3, wspace=0.06)
+    key = "Number: parameters of the function given. Darker: a later revision. -: nothing is given."
+    figure.text(0, 0, key, va="top", fontsize=8.5)
+    _say_source(figure, source, y=-0.06)
+
+
+Image = npt.NDArray[np.float32]
+
+
+def cut(image: Image, columns: int) -> Image:
+    """Cut a square image into `columns` times `columns` square tiles."""
+    size = image.shape[0] // columns
+    tiles = image.reshape(columns, size, columns, size).swapaxes(1, 2)
+    return tiles.reshape(columns**2, size, size)
+
+
+def mosaic(tiles: Image, columns: int) -> Image:
+    """Put square tiles side by side into one image."""
+    count, size, _ = tiles.shape
+    rows = tiles.reshape(count // columns, columns, size, size)
+    return rows.swapaxes(1, 2).reshape(-1, columns * size)
+
+
+def draw_images(images: Mapping[str, Image], source: str) -> None:
+    """Draw images in a row, on one scale of colours; what is NaN is left grey."""
+    figure, all_axes = plt.subplots(1, len(images), figsize=(_WIDTH, 2.3))
+    limit = max(float(np.nanmax(np.abs(image))) for image in images.values())
+    colors = plt.get_cmap("RdBu_r").copy()
+    colors.set_bad("#d0d0d0")
+    for axes, (title, image) in zip(all_axes, images.items(), strict=True):
+        axes.imshow(image, cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    figure.subplots_adjust(left=0, right=1, top=0.9, bottom=0.02, wspace=0.08)
+    _say_source(figure, source)

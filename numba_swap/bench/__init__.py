@@ -1,0 +1,1 @@
+"""Measuring: what speed suites and A/B timing share."""

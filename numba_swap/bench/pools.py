@@ -1,0 +1,84 @@
+"""Pools of blocks to copy between, and random mappings over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_swap.copies import Direction
+from numba_swap.driver.api import Driver, default_driver
+
+GIB = 1 << 30
+
+
+class Pools:
+    """One pinned host array and two device arrays, cut into blocks at will.
+
+    Parameters
+    ----------
+    host_bytes, device_bytes : int
+        Size of each.
+    seed : int
+        Seed of contents and mappings.
+
+    Attributes
+    ----------
+    host, device, other_device : array of uint8
+        The memory. The host's holds random bytes.
+    driver : Driver
+        The driver that all is measured on.
+    stream : int
+        A stream of its own.
+    """
+
+    def __init__(self, host_bytes: int = GIB, device_bytes: int = 2 * GIB, seed: int = 0) -> None:
+        from numba import cuda
+
+        self.driver: Driver = default_driver()
+        self.driver.current_context()
+        self._rng = np.random.default_rng(seed)
+        self.host: npt.NDArray[np.uint8] = cuda.pinned_array(host_bytes, np.uint8)
+        self.host[:] = np.frombuffer(self._rng.bytes(host_bytes), dtype=np.uint8)
+        self.device: Any = cuda.device_array(device_bytes, np.uint8)
+        self.other_device: Any = cuda.device_array(device_bytes, np.uint8)
+        self.device[:host_bytes].copy_to_device(self.host)
+        self.stream = self.driver.create_stream()
+        self._event = self.driver.create_event()
+
+    def blocks(self, direction: Direction, block_bytes: int) -> tuple[Any, Any]:
+        """Return source and destination as two-dimensional arrays of blocks."""
+        source, destination = {
+            Direction.H2D: (self.host, self.device),
+            Direction.D2H: (self.device[: self.host.size], self.host),
+            Direction.D2D: (self.device, self.other_device),
+        }[direction]
+        return source.reshape(-1, block_bytes), destination.reshape(-1, block_bytes)
+
+    def mapping(self, source: Any, destination: Any, count: int) -> npt.NDArray[np.int64]:
+        """Return a random mapping of `count` rows without neighbouring blocks."""
+        columns = [
+            2 * self._rng.permutation(array.shape[0] // 2)[:count]
+            for array in (source, destination)
+        ]
+        return np.stack(columns, axis=1)
+
+    def copy_contiguous(self, direction: Direction, nbytes: int = GIB) -> None:
+        """Copy one contiguous range with one driver call, and wait: the ceiling."""
+        host = self.host.ctypes.data
+        device, other = (
+            array.__cuda_array_interface__["data"][0] for array in (self.device, self.other_device)
+        )
+        dst, src = {
+            Direction.H2D: (device, host),
+            Direction.D2H: (host, device),
+            Direction.D2D: (other, device),
+        }[direction]
+        self.driver.memcpy_async(dst, src, nbytes, self.stream)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the stream."""
+        self.driver.record_event(self._event, self.stream)
+        self.driver.synchronize_event(self._event)

@@ -1,0 +1,403 @@
+"""Loops and driver calls compiled by Numba for the CPU. Importing this module imports Numba.
+
+A driver function is given by its address, as looked up, so that compiled code speaks to the same
+library, real or simulated, as all else. The first process on a machine takes a few seconds to
+compile, later ones load from Numba's cache on disk. Everything is a signed 64-bit integer: that is
+what a Python integer becomes without conversion, and user-space addresses fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+_WORD = ir.IntType(64)
+_CODE = ir.IntType(32)
+_int = types.int64
+_column = types.Array(types.uint64, 1, "C")
+_mapping = types.Array(types.int64, 2, "C")
+
+# NUMBA_DISABLE_JIT is for debugging a user's own functions; these have no Python form.
+_disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+
+
+def _call(builder: Any, address: Any, arguments: Any) -> Any:
+    """Emit a call of ``CUresult (*)(...)`` at an address; the code comes back as int64."""
+    prototype = ir.FunctionType(_CODE, [argument.type for argument in arguments])
+    function = builder.inttoptr(address, prototype.as_pointer())
+    return builder.sext(builder.call(function, arguments), _WORD)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call1(context: Any, function: Any, a: Any) -> Any:
+    """Call a driver function of one handle."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _call(builder, arguments[0], arguments[1:])
+
+    return _int(_int, _int), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call2(context: Any, function: Any, a: Any, b: Any) -> Any:
+    """Call a driver function of two handles."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _call(builder, arguments[0], arguments[1:])
+
+    return _int(_int, _int, _int), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call_memcpy(context: Any, function: Any, dst: Any, src: Any, nbytes: Any, stream: Any) -> Any:
+    """Call ``cuMemcpyAsync``."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _call(builder, arguments[0], arguments[1:])
+
+    return _int(_int, types.uint64, types.uint64, types.uint64, _int), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call_out(context: Any, function: Any) -> Any:
+    """Call a driver function that writes one word; return code and word."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = cgutils.alloca_once_value(builder, ir.Constant(_WORD, 0))
+        code = _call(builder, arguments[0], [place])
+        return context.make_tuple(builder, signature.return_type, [code, builder.load(place)])
+
+    return types.UniTuple(_int, 2)(_int), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call_in_out(context: Any, function: Any, a: Any) -> Any:
+    """Call a driver function of a handle that writes one word; return code and word."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = cgutils.alloca_once_value(builder, ir.Constant(_WORD, 0))
+        code = _call(builder, arguments[0], [arguments[1], place])
+        return context.make_tuple(builder, signature.return_type, [code, builder.load(place)])
+
+    return types.UniTuple(_int, 2)(_int, _int), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call_exchange(context: Any, function: Any, mode: Any) -> Any:
+    """Call ``cuThreadExchangeStreamCaptureMode``; return the former mode."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = cgutils.alloca_once(builder, _CODE)
+        builder.store(builder.trunc(arguments[1], _CODE), place)
+        _call(builder, arguments[0], [place])
+        return builder.sext(builder.load(place), _WORD)
+
+    return _int(_int, _int), emit
+
+
+KERNEL_PARAMETERS = 7
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call_launch(
+    context: Any, function: Any, kernel: Any, blocks: Any, threads: Any, stream: Any, values: Any
+) -> Any:
+    """Call ``cuLaunchKernel`` with a one-dimensional grid and 64-bit parameters."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, kernel, blocks, threads, stream, values = arguments
+        pointer = _WORD.as_pointer()
+        pointers = cgutils.alloca_once(builder, pointer, size=KERNEL_PARAMETERS)
+        for i in range(KERNEL_PARAMETERS):
+            value = cgutils.alloca_once(builder, _WORD)
+            builder.store(builder.extract_value(values, i), value)
+            builder.store(value, cgutils.gep(builder, pointers, i))
+        one, none = ir.Constant(_CODE, 1), ir.Constant(_CODE, 0)
+        grid = [builder.trunc(blocks, _CODE), one, one]
+        block = [builder.trunc(threads, _CODE), one, one]
+        extra = ir.Constant(pointer.as_pointer(), None)
+        return _call(builder, address, [kernel, *grid, *block, none, stream, pointers, extra])
+
+    parameters = types.UniTuple(_int, KERNEL_PARAMETERS)
+    return _int(_int, _int, _int, _int, _int, parameters), emit
+
+
+POINTER_ATTRIBUTES = 6
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call_attributes(context: Any, function: Any, codes: Any, address: Any) -> Any:
+    """Call ``cuPointerGetAttributes`` for six attributes; return code and six words."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function, codes, address = arguments
+        pointers = cgutils.alloca_once(builder, _WORD.as_pointer(), size=POINTER_ATTRIBUTES)
+        places = []
+        for i in range(POINTER_ATTRIBUTES):
+            # Narrow attributes (int, bool) fill the low bytes of their little-endian word.
+            place = cgutils.alloca_once(builder, _WORD)
+            builder.store(ir.Constant(_WORD, 0), place)
+            builder.store(place, cgutils.gep(builder, pointers, i))
+            places.append(place)
+        count = ir.Constant(_CODE, POINTER_ATTRIBUTES)
+        code = _call(builder, function, [count, codes, pointers, address])
+        values = [code, *(builder.load(place) for place in places)]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return types.UniTuple(_int, 1 + POINTER_ATTRIBUTES)(_int, _int, _int), emit
+
+
+@njit(types.UniTuple(_int, 1 + POINTER_ATTRIBUTES)(_int, _int, _int), nogil=True, cache=True)
+def pointer_attributes(function, codes, address):  # type: ignore[no-untyped-def]
+    """Ask for the six attributes whose codes stand at the address `codes`.
+
+    Returns
+    -------
+    code : int
+        The driver's return code.
+    *values : int
+        The attributes, one word each.
+    """
+    return _call_attributes(function, codes, address)
+
+
+@njit(types.UniTuple(_int, 5)(_int, _int, _int, _int), nogil=True, cache=True)
+def probe(get_current, get_stream_context, is_capturing, stream):  # type: ignore[no-untyped-def]
+    """Ask for the current context, the stream's, and whether the stream is capturing.
+
+    Default streams (0, 1, 2) belong to the current context, and the legacy ones (0, 1) are never
+    captured.
+
+    Returns
+    -------
+    step, code, current, context, capturing : int
+        `step` is 0, or the number (1, 2, 3) of the call that returned `code`.
+    """
+    code, current = _call_out(get_current)
+    if code != 0:
+        return 1, code, 0, 0, 0
+    context = current
+    if stream > 2:
+        code, context = _call_in_out(get_stream_context, stream)
+        if code != 0:
+            return 2, code, current, 0, 0
+    capturing = 0
+    if stream > 1:
+        code, capturing = _call_in_out(is_capturing, stream)
+        if code != 0:
+            return 3, code, current, context, 0
+    return 0, 0, current, context, capturing
+
+
+@njit(_int(_int, _int, _int), nogil=True, cache=True)
+def call_relaxed(exchange, function, handle):  # type: ignore[no-untyped-def]
+    """Call a function of one handle, with this thread's capture mode relaxed meanwhile."""
+    relaxed = 2
+    former = _call_exchange(exchange, relaxed)
+    code = _call1(function, handle)
+    _call_exchange(exchange, former)
+    return code
+
+
+@njit(
+    types.UniTuple(_int, 2)(
+        types.UniTuple(_int, 5), *(_int,) * 5, types.UniTuple(_int, KERNEL_PARAMETERS), _int
+    ),
+    nogil=True,
+    cache=True,
+)
+def launch_and_record(  # type: ignore[no-untyped-def]
+    functions, context, kernel, blocks, threads, stream, values, event
+):
+    """Launch a kernel and record an event behind it, if things are still as they were.
+
+    Parameters
+    ----------
+    functions : tuple of int
+        Addresses of ``cuCtxGetCurrent``, ``cuStreamGetCtx``, ``cuStreamIsCapturing``,
+        ``cuLaunchKernel``, ``cuEventRecord``.
+    context : int
+        What the current context and the stream's must be; with 0, or for `event` 0, nothing is
+        asked about the stream.
+    kernel, blocks, threads, stream, values
+        The launch.
+    event : int
+        Event to record; 0 for none, in a stream that is being captured.
+
+    Returns
+    -------
+    step, code : int
+        `step` is 0 if all went well; 1 or 2 if the launch or the recording returned `code`; -1 if
+        the context was another or the stream was being captured, and nothing was done.
+    """
+    get_current, get_stream_context, is_capturing, launch, record = functions
+    if context != 0 and event != 0:
+        code, current = _call_out(get_current)
+        if code != 0 or current != context:
+            return -1, code
+        if stream > 2:
+            code, current = _call_in_out(get_stream_context, stream)
+            if code != 0 or current != context:
+                return -1, code
+        if stream > 1:
+            code, capturing = _call_in_out(is_capturing, stream)
+            if code != 0 or capturing != 0:
+                return -1, code
+    code = _call_launch(launch, kernel, blocks, threads, stream, values)
+    if code != 0:
+        return 1, code
+    if event != 0:
+        code = _call2(record, event, stream)
+        if code != 0:
+            return 2, code
+    return 0, 0
+
+
+@njit(types.UniTuple(_int, 2)(_int, _column, _column, _column, _int, _int), nogil=True, cache=True)
+def memcpy_loop(function, dst, src, sizes, uniform, stream):  # type: ignore[no-untyped-def]
+    """Submit copies one by one until one is refused.
+
+    Parameters
+    ----------
+    sizes : ndarray of uint64
+        Bytes of each copy; not read if `uniform` is not 0.
+    uniform : int
+        Bytes of every copy, or 0.
+
+    Returns
+    -------
+    code, index : int
+        The driver's return code, and the copy it refused; 0 and the number of copies if none.
+    """
+    for index in range(len(dst)):
+        nbytes = types.uint64(uniform) if uniform != 0 else sizes[index]
+        code = _call_memcpy(function, dst[index], src[index], nbytes, stream)
+        if code != 0:
+            return code, index
+    return 0, len(dst)
+
+
+SRC_OUT_OF_RANGE, DST_OUT_OF_RANGE, DST_TWICE, NEIGHBOURS = 1, 2, 4, 8
+# A GPU that reads or writes host memory at random over more than about 1 GiB misses its address
+# translations: blocks of 512 bytes then move at half the speed, on an H200. Copies grouped by
+# regions of this size do not.
+REGION_BYTES = 1 << 28
+# Up to so many rows, comparing all pairs is faster than a table.
+_FEW_ROWS = 32
+# Up to so many blocks a row, a mark for every block is faster than a hash table of the rows.
+_FEW_BLOCKS_A_ROW = 8
+
+
+@njit(types.boolean(_mapping, _int), nogil=True, cache=True)
+def _has_duplicates(mapping, blocks):  # type: ignore[no-untyped-def]
+    """Whether a destination block, each in range, stands in two rows."""
+    rows = len(mapping)
+    if rows <= _FEW_ROWS:
+        for row in range(rows):
+            for other in range(row):
+                if mapping[other, 1] == mapping[row, 1]:
+                    return True
+        return False
+    if blocks <= _FEW_BLOCKS_A_ROW * rows:
+        seen = np.zeros(blocks, dtype=np.uint8)
+        for row in range(rows):
+            if seen[mapping[row, 1]] != 0:
+                return True
+            seen[mapping[row, 1]] = 1
+        return False
+    size = 64
+    while size < 2 * rows:
+        size *= 2
+    slots = np.zeros(size, dtype=np.int64)
+    for row in range(rows):
+        block = mapping[row, 1] + 1  # 0 is an empty slot
+        # Fibonacci hashing; the high bits of the product are the mixed ones.
+        slot = ((block * -7046029254386353131) >> 20) & (size - 1)
+        while slots[slot] != 0:
+            if slots[slot] == block:
+                return True
+            slot = (slot + 1) & (size - 1)
+        slots[slot] = block
+    return False
+
+
+@njit(
+    _int(_mapping, _int, _int, _int, _int, _int, _int, _int, _int, _column, _column),
+    nogil=True,
+    cache=True,
+)
+def place_rows(  # type: ignore[no-untyped-def]
+    mapping,
+    src_at,
+    src_step,
+    src_blocks,
+    dst_at,
+    dst_step,
+    dst_blocks,
+    nbytes,
+    grouped_by,
+    dst,
+    src,
+):
+    """Turn rows of block ids into addresses, and look for all that may be wrong with them.
+
+    Parameters
+    ----------
+    mapping : ndarray of int64, shape (n, 2)
+        Source and destination block of each row.
+    src_at, src_step, src_blocks, dst_at, dst_step, dst_blocks : int
+        Address of block 0, bytes from block to block, and number of blocks, of each side.
+    nbytes : int
+        Bytes of a contiguous block; 0 if blocks are not contiguous, so that none are neighbours.
+    grouped_by : int
+        The column, 0 or 1, whose addresses are to be grouped by regions of `REGION_BYTES`; -1 to
+        keep the rows in order. Not done where there are neighbours.
+    dst, src : ndarray of uint64, shape (n,)
+        Filled with the addresses.
+
+    Returns
+    -------
+    int
+        0, or which of the flags above was found first.
+    """
+    found = 0
+    rows = len(mapping)
+    for row in range(rows):
+        source, target = mapping[row, 0], mapping[row, 1]
+        if source < 0 or source >= src_blocks:
+            return SRC_OUT_OF_RANGE
+        if target < 0 or target >= dst_blocks:
+            return DST_OUT_OF_RANGE
+        src[row] = src_at + source * src_step
+        dst[row] = dst_at + target * dst_step
+        if (
+            row > 0
+            and (source - mapping[row - 1, 0]) * src_step == nbytes
+            and (target - mapping[row - 1, 1]) * dst_step == nbytes
+        ):
+            found = NEIGHBOURS
+    if _has_duplicates(mapping, dst_blocks):
+        return DST_TWICE
+    if grouped_by >= 0 and found == 0:
+        blocks, step = (src_blocks, src_step) if grouped_by == 0 else (dst_blocks, dst_step)
+        # A counting sort: how many rows each region has, where it begins, and each row's place.
+        places = np.zeros(blocks * abs(step) // REGION_BYTES + 2, dtype=np.int64)
+        for row in range(rows):
+            places[mapping[row, grouped_by] * abs(step) // REGION_BYTES + 1] += 1
+        for region in range(1, len(places)):
+            places[region] += places[region - 1]
+        for row in range(rows):
+            region = mapping[row, grouped_by] * abs(step) // REGION_BYTES
+            place = places[region]
+            places[region] = place + 1
+            src[place] = src_at + mapping[row, 0] * src_step
+            dst[place] = dst_at + mapping[row, 1] * dst_step
+    return found
+
+
+config.DISABLE_JIT = _disabled
