@@ -80,10 +80,7 @@ def list_typical_swaps(driver: Driver, settings: Settings) -> list[dict[str, Any
 
 def describe_batch_copy(driver: Driver, settings: Settings) -> dict[str, Any]:
     """Return whether the driver's batch copy can be used, and why not."""
-    answer = driver.entry_points.answers["cuMemcpyBatchAsync"]
     reason = batch.why_not(driver, no_copies(), situation_of(driver, settings))
-    if reason is not None and answer.too_new_for is not None:
-        reason = f"{reason}; asked for it, it answered: {answer.explanation}"
     return {"usable": reason is None, "reason": reason}
 
 

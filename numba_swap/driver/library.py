@@ -25,7 +25,6 @@ from numba_swap.versions import DriverVersion
 
 _LIBRARY_NAME = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # CUresult of every function of the toolkit's stub.
-_ERROR_STUB_LIBRARY = 34
 
 
 class DriverLibrary(Protocol):
@@ -77,10 +76,10 @@ class NvidiaLibrary:
         # Every driver has this one, so what comes back tells whether look-ups work at all.
         version = abi.PROTOTYPES["cuDriverGetVersion"]
         code = self.proc_address.ask(version.name, version.version).code
-        if code == _ERROR_STUB_LIBRARY:
+        if code == abi.ERROR_STUB_LIBRARY:
             raise _unusable(
                 self.path,
-                "it is the CUDA toolkit's stub (code 34, CUDA_ERROR_STUB_LIBRARY), which is for "
+                "it is the CUDA toolkit's stub (code 34, CUDAabi.ERROR_STUB_LIBRARY), which is for "
                 "linking only: take its folder off LD_LIBRARY_PATH",
             )
         if code not in (abi.SUCCESS, abi.ERROR_NOT_FOUND):
@@ -175,7 +174,7 @@ def _why_no_proc_address(library: ctypes.CDLL) -> str:
         return "it exports no cuGetProcAddress and no cuDriverGetVersion, so it is no CUDA driver"
     encoded = ctypes.c_int()
     code = function(ctypes.byref(encoded))
-    if code == _ERROR_STUB_LIBRARY:
+    if code == abi.ERROR_STUB_LIBRARY:
         return "it is the CUDA toolkit's stub, which is for linking only"
     version = f" (it supports {DriverVersion.from_encoded(encoded.value)})" if not code else ""
     return (

@@ -26,9 +26,12 @@ _FEWEST_COPIES_A_STREAM = 4
 
 def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
     """Return why this mode cannot run the copies; None if it can."""
-    if situation.driver_version < _SINCE:
-        return f"{situation.driver_words} has no {_FUNCTION}, which is new in {_SINCE}"
     answer = driver.entry_points.answers[_FUNCTION]
+    if situation.driver_version < _SINCE:
+        reason = f"{situation.driver_words} has no {_FUNCTION}, which is new in {_SINCE}"
+        if answer.too_new_for is not None:
+            reason += f"; asked for it, it answered: {answer.explanation}"
+        return reason
     if not answer.found:
         return f"{situation.driver_words} did not give {_FUNCTION} ({answer.explanation})"
     if situation.capturing:

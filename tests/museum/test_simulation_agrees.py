@@ -27,7 +27,6 @@ POISON, UNWRITTEN = 0xDEAD, -77
 # It has the one revision of a function that numba_swap asks for.
 NEWEST = 1 << 30
 KNOWN_GAPS = {
-    "cuStreamGetCtx": (range(12050, NEWEST), "the revision of 12.5 is not simulated"),
     "cuMemAlloc": (range(3020), "the revision before 3.2 is not simulated"),
 }
 

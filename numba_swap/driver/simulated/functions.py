@@ -255,6 +255,11 @@ class Functions:
     def cuStreamGetCtx(self, stream: int | None, context: Any) -> None:
         context[0] = self.stream(stream).context
 
+    def cuStreamGetCtx_v2(self, stream: int | None, context: Any, green_context: Any) -> None:
+        """Tell the context, as CUDA 12.5 does; green contexts are not simulated."""
+        self.cuStreamGetCtx(stream, context)
+        green_context[0] = None
+
     def cuStreamWaitEvent(self, stream: int | None, event: int | None, flags: int) -> None:
         self.timeline.wait(self.stream(stream), self.timeline.event(event or 0))
 

@@ -96,6 +96,9 @@ class SimulatedLibrary:
         batch = abi.MEMCPY_BATCH_ASYNC
         without_fail_index = batch.argtypes[:7] + batch.argtypes[8:]
         self._export(f"{batch.name}_v2", batch.name, 13000, without_fail_index)
+        context = abi.PROTOTYPES["cuStreamGetCtx"]
+        with_green_context = (*context.argtypes, context.argtypes[-1])
+        self._export(f"{context.name}_v2", context.name, 12050, with_green_context)
         introduced, address = self._revisions[v1.name][-1]
         self.proc_address = ProcAddress(address, 2 if introduced == v2.version else 1)
 
