@@ -400,4 +400,66 @@ def place_rows(  # type: ignore[no-untyped-def]
     return found
 
 
+@njit(
+    types.UniTuple(_int, 2)(types.Array(types.int64, 1, "C"), _mapping, _column, _int, _int, _int),
+    nogil=True,
+    cache=True,
+)
+def swap_again(constants, mapping, words, table, blocks, event):  # type: ignore[no-untyped-def]
+    """Place rows and launch the kernel on them, if all is as it was the last time.
+
+    Parameters
+    ----------
+    constants : ndarray of int64
+        As `again.Recipe` lays them out.
+    mapping : ndarray of int64, shape (n, 2)
+        Source and destination block of each row.
+    words : ndarray of uint64
+        Pinned memory for the table.
+    table : int
+        Its address on the GPU.
+    blocks : int
+        Thread blocks of the launch.
+    event : int
+        Event to record behind it.
+
+    Returns
+    -------
+    step, code : int
+        As `launch_and_record`; -1 also if memory is not what it was, or the rows need a closer
+        look.
+    """
+    c = constants
+    functions = (c[0], c[1], c[2], c[3], c[4])
+    query, codes, context, stream, kernel, threads = c[5], c[6], c[7], c[8], c[9], c[10]
+    src_at, src_step, src_blocks = c[11], c[12], c[13]
+    dst_at, dst_step, dst_blocks = c[14], c[15], c[16]
+    size, pieces, piece_bytes, team, aligned = c[17], c[18], c[19], c[20], c[21]
+    for first in (22, 29):
+        found = _call_attributes(query, codes, constants[first])
+        if found[0] != 0:
+            return -1, found[0]
+        for i in range(1, 1 + POINTER_ATTRIBUTES):
+            if found[i] != constants[first + i]:
+                return -1, 0
+    rows = len(mapping)
+    problem = place_rows(
+        mapping,
+        src_at,
+        src_step,
+        src_blocks,
+        dst_at,
+        dst_step,
+        dst_blocks,
+        size,
+        -1,
+        words[:rows],
+        words[rows : 2 * rows],
+    )
+    if problem != 0:
+        return -1, 0
+    values = (table, rows, size, pieces, piece_bytes, team, aligned)
+    return launch_and_record(functions, context, kernel, blocks, threads, stream, values, event)
+
+
 config.DISABLE_JIT = _disabled

@@ -72,6 +72,8 @@ class Decision(NamedTuple):
         How many copies, after merging, and how many bytes in all.
     simulated : bool
         Whether the driver is simulated.
+    forced : bool
+        Whether the mode was asked for by name.
     """
 
     mode: Mode
@@ -82,6 +84,7 @@ class Decision(NamedTuple):
     copies: int = 0
     nbytes: int = 0
     simulated: bool = False
+    forced: bool = False
 
     def __str__(self) -> str:
         simulated = "simulated " if self.simulated else ""

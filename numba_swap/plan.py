@@ -32,7 +32,7 @@ from numba_swap.memory import (
 Ids = npt.NDArray[np.int64]
 
 # Where grouping copies by their place in host memory pays: see `compiled.REGION_BYTES`.
-_MANY_ROWS = 4096
+MANY_ROWS = 4096
 _SHORT_BYTES = 2048
 _LARGE_POOL_BYTES = 3 << 28
 
@@ -189,7 +189,7 @@ def _plan_layer(
     buffer = driver.pools.take_buffer(16 * rows)
     dst_column, src_column = buffer.words[:rows], buffer.words[rows : 2 * rows]
     grouped_by = -1
-    if rows >= _MANY_ROWS and contiguous and layout.run_bytes <= _SHORT_BYTES:
+    if rows >= MANY_ROWS and contiguous and layout.run_bytes <= _SHORT_BYTES:
         grouped_by = _column_to_group(sources, src_span, destinations, dst_span)
     found = native.place_rows(
         mapping,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+from numba_swap.again import Run, find_recipe, keep_recipe
 from numba_swap.copies import Copies
 from numba_swap.dispatch import Decision, Situation, choose, preference
 from numba_swap.driver.api import Driver
@@ -14,7 +15,7 @@ from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import batch, kernel, loop
 from numba_swap.plan import plan_array_blocks, plan_pointers
-from numba_swap.settings import Mode, Settings, current_settings, parse_mode
+from numba_swap.settings import Mode, current_settings, parse_mode
 from numba_swap.simulate import current_driver
 from numba_swap.streams import same_stream, stream_handle
 from numba_swap.transfer import Transfer
@@ -43,7 +44,7 @@ class CopyPlan:
         self._copies = copies
         self.nbytes = copies.nbytes
         # How it ran last, with all that this followed from: most plans run in one way only.
-        self._last: _Run | None = None
+        self._last: Run | None = None
 
     def __len__(self) -> int:
         """Return the number of copies after merging neighbours."""
@@ -80,21 +81,23 @@ class CopyPlan:
             If the driver refuses; it names the copy at fault and says what was submitted.
         """
         last = self._last
-        if (
-            last is not None
-            and (stream is last.stream or (type(stream) is int and stream == last.stream))
-            and mode == last.mode
-            and max_blocks == last.situation.max_blocks
-            and current_settings() is last.settings
-        ):
-            situation = last.situation
-            work = InFlight(self._driver, situation.context, (self._copies, stream), False)
+        if last is not None and last.holds(stream, mode, max_blocks):
+            work = InFlight(self._driver, last.context, (self._copies, stream), False)
             try:
-                if kernel.submit_again(self._driver, self._copies, situation, work):
-                    return Transfer(work, last.decision, False)
+                launched = kernel.submit_again(
+                    self._driver,
+                    self._copies,
+                    work,
+                    stream=last.handle,
+                    context=last.context,
+                    device=last.device,
+                    max_blocks=max_blocks,
+                )
             except DriverCallError:
                 work.cancel()
                 raise
+            if launched:
+                return Transfer(work, last.decision, False)
             work.cancel()
         return self._in_context(stream, mode, max_blocks, self._submit)
 
@@ -188,6 +191,7 @@ class CopyPlan:
             len(copies),
             copies.nbytes,
             self._driver.simulated,
+            forced is not None,
         )
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s", decision)
@@ -211,18 +215,17 @@ class CopyPlan:
             work.abandon()
             raise
         if decision.mode is Mode.KERNEL and not captured and not copies.producer_streams:
-            self._last = _Run(stream, mode, current_settings(), situation, decision)
+            self._last = Run(
+                stream,
+                mode,
+                situation.max_blocks,
+                current_settings(),
+                situation.stream,
+                situation.context,
+                situation.device,
+                decision,
+            )
         return Transfer(work, decision, captured)
-
-
-class _Run(NamedTuple):
-    """A kernel launch that may be repeated, with what it followed from."""
-
-    stream: object
-    mode: Mode | str
-    settings: Settings
-    situation: Situation
-    decision: Decision
 
 
 def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) -> CopyPlan:
@@ -302,9 +305,17 @@ def swap_blocks(
     NumbaSwapError
         As for `plan_blocks` and `CopyPlan.run`.
     """
-    return plan_blocks(src, dst, block_mapping, block_axis=block_axis).run(
-        stream, mode, max_blocks=max_blocks
-    )
+    driver = current_driver()
+    recipe = find_recipe(src, dst, block_axis)
+    if recipe is not None:
+        again = recipe.swap(driver, src, dst, block_mapping, stream, mode, max_blocks)
+        if again is not None:
+            return again
+    plan = plan_blocks(src, dst, block_mapping, block_axis=block_axis)
+    transfer = plan.run(stream, mode, max_blocks=max_blocks)
+    if plan._last is not None:
+        keep_recipe(driver, src, dst, block_axis, plan._copies, plan._last)
+    return transfer
 
 
 def swap_blocks_batch(

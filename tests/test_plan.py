@@ -184,7 +184,7 @@ def test_rows_are_grouped_by_region_of_host_memory(rng, side):
 def test_grouped_rows_are_still_described_by_their_own_row(gpu, rng, monkeypatch):
     from numba_swap import plan as plan_module
 
-    monkeypatch.setattr(plan_module, "_MANY_ROWS", 1)
+    monkeypatch.setattr(plan_module, "MANY_ROWS", 1)
     monkeypatch.setattr(plan_module, "_LARGE_POOL_BYTES", 1)
     monkeypatch.setattr(plan_module, "compiled", lambda: Reversing)
     host, device = gpu.pinned_array((64, 16), np.uint8), gpu.device_array((64, 16), np.uint8)

@@ -399,6 +399,11 @@ class Driver:
             self.address("cuEventRecord"),
         )
 
+    @property
+    def query_functions(self) -> tuple[int, int]:
+        """Address of the pointer query, and of the codes it is asked with."""
+        return self._query, _QUERY_CODES_ADDRESS
+
     def launch_kernel(
         self,
         function: int,

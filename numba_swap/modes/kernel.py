@@ -53,13 +53,23 @@ class Launch:
     ----------
     function, blocks, threads, arguments
         The launch, but for its stream.
+    most_blocks : int
+        The most blocks that such a launch may have.
     table : PinnedBuffer
         The descriptors that `arguments` point to.
     staged : _Staged or None
         A copy of them in device memory, with the arguments that point there.
     """
 
-    __slots__ = ("arguments", "blocks", "function", "staged", "table", "threads")
+    __slots__ = (
+        "arguments",
+        "blocks",
+        "function",
+        "most_blocks",
+        "staged",
+        "table",
+        "threads",
+    )
 
     def __init__(
         self,
@@ -68,12 +78,14 @@ class Launch:
         threads: int,
         arguments: tuple[int, ...],
         table: PinnedBuffer,
+        most_blocks: int,
     ) -> None:
         self.function = function
         self.blocks = blocks
         self.threads = threads
         self.arguments = arguments
         self.table = table
+        self.most_blocks = most_blocks
         self.staged: _Staged | None = None
 
 
@@ -138,7 +150,16 @@ def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight)
     )
 
 
-def submit_again(driver: Driver, copies: Copies, situation: Situation, work: InFlight) -> bool:
+def submit_again(
+    driver: Driver,
+    copies: Copies,
+    work: InFlight,
+    *,
+    stream: int,
+    context: int,
+    device: int,
+    max_blocks: int | None,
+) -> bool:
     """Do what `submit` did before, if the context and the stream are still as they were then.
 
     Returns
@@ -146,7 +167,7 @@ def submit_again(driver: Driver, copies: Copies, situation: Situation, work: InF
     bool
         Whether it was done; if not, nothing was.
     """
-    launch = copies.prepared[situation.device, situation.max_blocks]
+    launch = copies.prepared[device, max_blocks]
     arguments = launch.arguments
     staged = launch.staged
     if staged is not None:
@@ -158,10 +179,10 @@ def submit_again(driver: Driver, copies: Copies, situation: Situation, work: InF
         launch.function,
         launch.blocks,
         launch.threads,
-        situation.stream,
+        stream,
         arguments,
         work.event,
-        situation.context,
+        context,
     )
 
 
@@ -202,6 +223,7 @@ def _prepare(driver: Driver, copies: Copies, situation: Situation) -> Launch:
         threads,
         (table.address, count, uniform, pieces, _PIECE_BYTES, team, aligned),
         table,
+        most_blocks,
     )
 
 
