@@ -12,6 +12,8 @@
 True
 """
 
+from typing import TYPE_CHECKING, Any
+
 from numba_swap._version import __version__
 from numba_swap.copies import Direction
 from numba_swap.dispatch import Decision
@@ -25,12 +27,14 @@ from numba_swap.errors import (
     NumbaSwapError,
     UnsupportedArrayError,
 )
-from numba_swap.info import driver_info
 from numba_swap.settings import Mode, override
-from numba_swap.simulate import simulate
-from numba_swap.swap import CopyPlan, plan_blocks, swap_blocks, swap_blocks_batch
+from numba_swap.swap import CopyPlan, plan_blocks, swap_blocks, swap_blocks_batch, warm_up
 from numba_swap.transfer import Transfer
 from numba_swap.versions import DriverVersion
+
+if TYPE_CHECKING:
+    from numba_swap.info import driver_info
+    from numba_swap.simulation import simulate
 
 __all__ = [
     "BadPlanError",
@@ -54,4 +58,17 @@ __all__ = [
     "simulate",
     "swap_blocks",
     "swap_blocks_batch",
+    "warm_up",
 ]
+
+_LATE = {"driver_info": "numba_swap.info", "simulate": "numba_swap.simulation"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what few programs need only when it is asked for."""
+    if name in _LATE:
+        import importlib
+
+        value = globals()[name] = getattr(importlib.import_module(_LATE[name]), name)
+        return value
+    raise AttributeError(f"module 'numba_swap' has no attribute {name!r}")

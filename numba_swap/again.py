@@ -22,12 +22,13 @@ from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 from numba_swap.memory import view_array
 from numba_swap.modes import kernel
-from numba_swap.plan import MANY_ROWS
+from numba_swap.plan import may_be_grouped
 from numba_swap.settings import Mode, Settings, current_settings
 from numba_swap.transfer import Transfer
 
 _INT64 = np.dtype(np.int64)
 _MOST_RECIPES = 64
+_MOST_DECISIONS = 1024
 
 Key = tuple[int, int, int]
 
@@ -135,9 +136,11 @@ class Recipe:
         ):
             return None
         rows, columns = mapping.shape
-        if columns != 2 or not 0 < rows < MANY_ROWS:
+        if columns != 2 or rows == 0 or may_be_grouped(rows, self._size):
             return None
         if rows not in self._decisions:
+            if len(self._decisions) >= _MOST_DECISIONS:
+                self._decisions.clear()
             self._decisions[rows] = self._decide(rows)
         decision = self._decisions[rows]
         if decision is None:
@@ -194,7 +197,7 @@ def keep_recipe(
     if (
         copies.direction not in (Direction.H2D, Direction.D2H)
         or copies.buffer is None
-        or len(copies) >= MANY_ROWS
+        or may_be_grouped(len(copies), copies.uniform)
         or isinstance(src, (list, tuple))
         or isinstance(dst, (list, tuple))
     ):

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_swap.dispatch import Decision
-from numba_swap.driver.api import default_driver
+from numba_swap.driver.current import default_driver
 from numba_swap.errors import DriverUnavailableError
 from numba_swap.settings import Mode, override
-from numba_swap.simulate import simulate
+from numba_swap.simulation import simulate
 from numba_swap.swap import plan_blocks
 from numba_swap.versions import DriverVersion
 

@@ -14,7 +14,7 @@ from numba_swap.versions import DriverVersion
 
 # Measured on an H200 (driver 580, PCIe 5): see `preference`.
 _FEW_COPIES = 2
-_LONG_BYTES = {Direction.H2D: 128 << 10, Direction.D2H: 256 << 10, Direction.H2H: 256 << 10}
+_LONG_BYTES = {Direction.H2D: 64 << 10, Direction.D2H: 256 << 10, Direction.H2H: 256 << 10}
 _MUCH_BYTES = 32 << 20
 
 

@@ -28,12 +28,12 @@ from numba_swap.driver.candidates import (
     find_release,
     predict,
 )
+from numba_swap.driver.current import current_driver
 from numba_swap.driver.elf import find_flaw
 from numba_swap.driver.library import DriverLibrary, NvidiaLibrary
 from numba_swap.driver.machine import find_toolkit, look_at_machine
 from numba_swap.errors import DriverUnavailableError, NumbaSwapError
 from numba_swap.settings import Mode, Settings, current_settings
-from numba_swap.simulate import current_driver
 from numba_swap.versions import DriverVersion
 
 _PACKAGES = ("numba", "numba-cuda", "cuda-bindings", "numpy")

@@ -189,7 +189,7 @@ def _plan_layer(
     buffer = driver.pools.take_buffer(16 * rows)
     dst_column, src_column = buffer.words[:rows], buffer.words[rows : 2 * rows]
     grouped_by = -1
-    if rows >= MANY_ROWS and contiguous and layout.run_bytes <= _SHORT_BYTES:
+    if contiguous and may_be_grouped(rows, layout.run_bytes):
         grouped_by = _column_to_group(sources, src_span, destinations, dst_span)
     found = native.place_rows(
         mapping,
@@ -248,6 +248,11 @@ def _plan_layer(
     if layout.tangled:
         check_hazards(copies)
     return _Layer(copies, src_span, dst_span)
+
+
+def may_be_grouped(rows: int, run_bytes: int) -> bool:
+    """Whether rows like these are worth grouping by their place in host memory."""
+    return rows >= MANY_ROWS and run_bytes <= _SHORT_BYTES
 
 
 def _column_to_group(

@@ -8,15 +8,15 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from numba_swap.again import Run, find_recipe, keep_recipe
-from numba_swap.copies import Copies
+from numba_swap.copies import Copies, no_copies
 from numba_swap.dispatch import Decision, Situation, choose, preference
 from numba_swap.driver.api import Driver
+from numba_swap.driver.current import current_driver
 from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import batch, kernel, loop
 from numba_swap.plan import plan_array_blocks, plan_pointers
 from numba_swap.settings import Mode, current_settings, parse_mode
-from numba_swap.simulate import current_driver
 from numba_swap.streams import same_stream, stream_handle
 from numba_swap.transfer import Transfer
 
@@ -358,3 +358,25 @@ def swap_blocks_batch(
     return CopyPlan(driver, plan_pointers(driver, src_ptrs, dst_ptrs, sizes)).run(
         stream, mode, max_blocks=max_blocks
     )
+
+
+def warm_up() -> None:
+    """Pay on purpose for what the first swap would pay for: compilers, and the GPU's context.
+
+    The first process on a machine takes some seconds to compile the copy kernel and the compiled
+    parts of planning; they are kept in Numba's cache on disk, so later processes take less than a
+    second. Nothing is copied.
+
+    Raises
+    ------
+    DriverUnavailableError
+        No CUDA driver or device.
+    ModeUnavailableError
+        This driver can run the kernel, but Numba cannot compile it; the reason says why. The
+        other modes work all the same.
+    """
+    driver = current_driver()
+    driver.current_context()
+    version = min(driver.version, current_settings().driver_version or driver.version)
+    if version >= kernel.SINCE:
+        CopyPlan(driver, no_copies()).explain(mode=Mode.KERNEL)

@@ -40,8 +40,8 @@ MANY = 128  # of these are 32 MiB
         ("13.0", ("device", "pinned"), LONG, MANY, "batch"),
         ("13.0", ("device", "pinned"), LONG, MANY - 1, "kernel"),
         ("13.0", ("device", "pinned"), LONG - 16, MANY + 1, "kernel"),
-        ("13.0", ("pinned", "device"), LONG // 2, 2 * MANY, "batch"),
-        ("13.0", ("pinned", "device"), LONG // 2 - 16, 2 * MANY + 1, "kernel"),
+        ("13.0", ("pinned", "device"), LONG // 4, 4 * MANY, "batch"),
+        ("13.0", ("pinned", "device"), LONG // 4 - 16, 4 * MANY + 1, "kernel"),
         ("13.0", ("device", "device"), LONG, MANY, "kernel"),
         ("13.0", ("pinned", "device"), 64, 2, "loop"),
         ("13.0", ("pinned", "device"), LONG, 2, "loop"),
@@ -174,3 +174,23 @@ def test_every_order_of_preference_has_every_mode():
                 modes, why = preference(direction, copies, copies * mean)
                 assert sorted(modes) == sorted(Mode)
                 assert why
+
+
+@pytest.mark.parametrize(("version", "loaded"), [("11.8", 0), ("12.4", 1)])
+def test_warm_up_loads_the_kernel_where_there_can_be_one(version, loaded):
+    with ns.simulate(driver_version=version) as gpu:
+        ns.warm_up()
+        assert len(gpu.driver.kernels) == loaded
+        with ns.override(driver_version=(11, 4)):
+            ns.warm_up()
+
+
+def test_warm_up_says_what_is_wrong_with_the_compiler(monkeypatch):
+    from numba_swap.modes import kernel
+
+    def fail(library):
+        raise OSError("no nvrtc here")
+
+    monkeypatch.setattr(kernel, "_register", fail)
+    with ns.simulate(), pytest.raises(ns.ModeUnavailableError, match="no nvrtc here"):
+        ns.warm_up()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
-from numba_swap.driver.api import default_driver
+from numba_swap.driver.current import default_driver
 
 pytestmark = pytest.mark.gpu
 MODES = ["auto", "batch", "kernel", "loop"]

@@ -72,7 +72,7 @@ def no_driver(monkeypatch):
     from cuda import pathfinder
 
     from numba_swap import info
-    from numba_swap.driver import api, library
+    from numba_swap.driver import current, library
 
     def nothing(name):
         raise pathfinder.DynamicLibNotFoundError("not on this system")
@@ -81,7 +81,7 @@ def no_driver(monkeypatch):
     monkeypatch.setattr(library, "_loader_words", lambda: None)
     monkeypatch.setattr(library, "find_candidates", lambda **_: [])
     monkeypatch.setattr(info, "find_candidates", list)
-    monkeypatch.setattr(api, "_default", None)
+    monkeypatch.setattr(current, "_default", None)
 
     def machine(**facts):
         machine = Machine(**{**NO_MACHINE, **facts})

@@ -13,10 +13,11 @@ import pytest
 
 from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
+from numba_swap.driver.current import current_driver
 from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.driver.simulated.memory import Kind
 from numba_swap.errors import DriverCallError, DriverUnavailableError, UnsupportedArrayError
-from numba_swap.simulate import current_driver, simulate
+from numba_swap.simulation import simulate
 from numba_swap.versions import DriverVersion
 
 VERSIONS = [(11, 4), (12, 0), (12, 4), (12, 8), (13, 0)]

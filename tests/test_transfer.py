@@ -233,7 +233,7 @@ def test_threads_share_one_driver(gpu):
 
 def test_the_default_driver_is_made_once(monkeypatch):
     """Threads that come first together get one driver, resolved once."""
-    from numba_swap.driver import api
+    from numba_swap.driver import current, library
     from numba_swap.driver.simulated import SimulatedLibrary
 
     made = []
@@ -244,10 +244,12 @@ def test_the_default_driver_is_made_once(monkeypatch):
             made.append(self)
             super().__init__()
 
-    monkeypatch.setattr(api, "NvidiaLibrary", SlowLibrary)
-    monkeypatch.setattr(api, "_default", None)
+    monkeypatch.setattr(library, "NvidiaLibrary", SlowLibrary)
+    monkeypatch.setattr(current, "_default", None)
     got = []
-    threads = [threading.Thread(target=lambda: got.append(api.default_driver())) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: got.append(current.default_driver())) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

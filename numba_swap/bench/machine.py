@@ -20,9 +20,10 @@ def describe_machine() -> dict[str, Any]:
     dict
         ``device``, ``driver_version``, ``driver_release`` and more of `driver_info`; ``python``
         and package versions; ``system``, ``cores``; ``commit`` and whether the tree had changes
-        that are not in it; ``date`` (UTC).
+        that are not in it (None where git cannot tell); ``date`` (UTC).
     """
     info = driver_info()
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": info["devices"],
@@ -33,7 +34,7 @@ def describe_machine() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "commit": _git("rev-parse", "HEAD") or os.environ.get("NUMBA_SWAP_COMMIT"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": None if changes is None else bool(changes),
     }
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_swap.copies import Direction
-from numba_swap.driver.api import Driver, default_driver
+from numba_swap.driver.api import Driver
+from numba_swap.driver.current import default_driver
 
 GIB = 1 << 30
 

@@ -8,14 +8,16 @@ import functools
 import threading
 from collections.abc import Iterator
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numba_swap.driver import abi
 from numba_swap.driver.entry_points import EntryPoints
-from numba_swap.driver.library import DriverLibrary, NvidiaLibrary
 from numba_swap.driver.pools import Pools
 from numba_swap.errors import DriverCallError, DriverUnavailableError
 from numba_swap.versions import DriverVersion
+
+if TYPE_CHECKING:
+    from numba_swap.driver.library import DriverLibrary
 
 _QUERIED = (
     abi.POINTER_MEMORY_TYPE,
@@ -445,23 +447,3 @@ def compiled() -> Any:
     from numba_swap import compiled
 
     return compiled
-
-
-_default: Driver | None = None
-_default_lock = threading.Lock()
-
-
-def default_driver() -> Driver:
-    """NVIDIA's driver on this machine, loaded and resolved once for all threads.
-
-    Raises
-    ------
-    DriverUnavailableError
-        If there is none; the next call looks again.
-    """
-    global _default  # noqa: PLW0603 -- the one cached default; every function takes a driver
-    if _default is None:
-        with _default_lock:
-            if _default is None:
-                _default = Driver(NvidiaLibrary())
-    return _default

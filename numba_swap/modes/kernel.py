@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numba_swap.driver.simulated import SimulatedLibrary
 
 # Numba-CUDA 0.30 speaks to the driver through cuda.bindings, which needs 12.0.
-_SINCE = DriverVersion(12, 0)
+SINCE = DriverVersion(12, 0)
 
 # The figures below were measured on an H200. A team has four 16-byte accesses a thread in flight,
 # so that many bytes a thread are worth a larger team; a short copy is spread over a few threads
@@ -113,9 +113,9 @@ def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
 
 def why_not_in_principle(driver: Driver, copies: Copies, situation: Situation) -> str | None:
     """Return what `why_not` can tell without compiling anything."""
-    if situation.driver_version < _SINCE:
+    if situation.driver_version < SINCE:
         return (
-            f"{situation.driver_words} is older than {_SINCE}, which Numba-CUDA needs to compile "
+            f"{situation.driver_words} is older than {SINCE}, which Numba-CUDA needs to compile "
             "and load a kernel"
         )
     for allocation in copies.allocations:

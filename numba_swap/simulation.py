@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
 import weakref
 from collections.abc import Iterator
 from types import EllipsisType, NoneType
@@ -13,7 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.driver.api import Driver, default_driver
+from numba_swap.driver.api import Driver
+from numba_swap.driver.current import enter_driver, leave_driver
 from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.driver.simulated.memory import Kind
 from numba_swap.errors import UnsupportedArrayError
@@ -171,10 +171,6 @@ class SimulatedGPU:
         return flat.reshape(shape)
 
 
-_active: list[SimulatedGPU] = []
-_active_lock = threading.Lock()
-
-
 @contextlib.contextmanager
 def simulate(driver_version: DriverVersionLike = (13, 0)) -> Iterator[SimulatedGPU]:
     """Let numba_swap run on a simulated driver, without a GPU.
@@ -214,28 +210,12 @@ def simulate(driver_version: DriverVersionLike = (13, 0)) -> Iterator[SimulatedG
     """
     gpu = SimulatedGPU(DriverVersion.parse(driver_version))
     library = gpu.library
-    with _active_lock:
-        _active.append(gpu)
+    enter_driver(gpu.driver)
     try:
         yield gpu
         library.finish()
     finally:
-        with _active_lock:
-            _active.remove(gpu)
+        leave_driver(gpu.driver)
         # Also over an error from the body, which is most likely the consequence (code 999).
         if library.internal_error is not None:
             raise RuntimeError("the simulated driver failed") from library.internal_error
-
-
-def current_driver() -> Driver:
-    """Return the driver of the simulation entered last, else NVIDIA's of this machine.
-
-    Raises
-    ------
-    DriverUnavailableError
-        If no simulation is active and there is no driver.
-    """
-    with _active_lock:
-        if _active:
-            return _active[-1].driver
-    return default_driver()
