@@ -18,6 +18,7 @@ from numba_swap._version import __version__
 from numba_swap.copies import Direction
 from numba_swap.dispatch import Decision
 from numba_swap.errors import (
+    BadArgumentError,
     BadPlanError,
     CapturedTransferError,
     DriverCallError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from numba_swap.simulation import simulate
 
 __all__ = [
+    "BadArgumentError",
     "BadPlanError",
     "CapturedTransferError",
     "CopyPlan",
@@ -72,3 +74,7 @@ def __getattr__(name: str) -> Any:
         value = globals()[name] = getattr(importlib.import_module(_LATE[name]), name)
         return value
     raise AttributeError(f"module 'numba_swap' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

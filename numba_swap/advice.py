@@ -13,7 +13,7 @@ from numba_swap.driver.candidates import Kind
 from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.errors import ModeUnavailableError
 from numba_swap.modes import batch, kernel, loop
-from numba_swap.settings import Mode, Settings
+from numba_swap.settings import Mode, Settings, mode_source
 from numba_swap.versions import DriverVersion
 
 # Every CUDA version with a driver that numba_swap can use, up to the newest that is simulated.
@@ -61,9 +61,7 @@ def choose_mode(
 
     try:
         modes, merit = preference(*_TYPICAL[swap])
-        mode, reason, _ = choose(
-            settings.mode, "override or the environment", modes, merit, why_not
-        )
+        mode, reason, _ = choose(settings.mode, mode_source(), modes, merit, why_not)
     except ModeUnavailableError as error:
         return None, str(error)
     return mode, reason

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.errors import BadPlanError
+from numba_swap.errors import BadArgumentError, BadPlanError
 from numba_swap.memory import ArrayView, extent
 
 Offsets: TypeAlias = npt.NDArray[np.int64]
@@ -77,6 +77,8 @@ def match_blocks(src: ArrayView, dst: ArrayView, block_axis: int, name: str) -> 
     BadPlanError
         If there is no such axis, or the blocks of the two do not correspond.
     """
+    if isinstance(block_axis, bool) or not isinstance(block_axis, (int, np.integer)):
+        raise BadArgumentError(f"block_axis={block_axis!r} is no integer")
     try:
         return _match_layouts(
             src.shape, src.strides, src.itemsize, dst.shape, dst.strides, dst.itemsize, block_axis
@@ -103,7 +105,7 @@ def _match_layouts(
         raise BadPlanError(
             f"a source block has {src_bytes} bytes (shape {src_block}, {src_itemsize} bytes an "
             f"element), a destination block {dst_bytes} (shape {dst_block}, {dst_itemsize} bytes "
-            "an element); they must be equal"
+            "an element); they must be equal: check shapes, dtypes and the block axis"
         )
     if src_bytes == 0:
         axes = [(0, 1, 1)]

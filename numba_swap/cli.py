@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _field_size(text: str) -> int:
-    size = int(text)
+    size = int(text) if text.isdecimal() else 0
     if size < 1024 or size % 256:
-        raise argparse.ArgumentTypeError(f"{size} is not a multiple of 256 from 1024 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a multiple of 256 from 1024 up")
     return size
 
 

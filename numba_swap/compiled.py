@@ -22,8 +22,21 @@ _int = types.int64
 _column = types.Array(types.uint64, 1, "C")
 _mapping = types.Array(types.int64, 2, "C")
 
-# NUMBA_DISABLE_JIT is for debugging a user's own functions; these have no Python form.
-_disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+
+def _compile(signature: Any) -> Any:
+    """Compile a function for a signature; calls release the GIL; cached on disk if possible."""
+
+    def decorate(function: Any) -> Any:
+        # NUMBA_DISABLE_JIT is for debugging a user's own functions; these have no Python form.
+        disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+        try:
+            return njit(signature, nogil=True, cache=True)(function)
+        except RuntimeError:  # neither the installation nor the home directory can be written
+            return njit(signature, nogil=True)(function)
+        finally:
+            config.DISABLE_JIT = disabled
+
+    return decorate
 
 
 def _call(builder: Any, address: Any, arguments: Any) -> Any:
@@ -152,7 +165,7 @@ def _call_attributes(context: Any, function: Any, codes: Any, address: Any) -> A
     return types.UniTuple(_int, 1 + POINTER_ATTRIBUTES)(_int, _int, _int), emit
 
 
-@njit(types.UniTuple(_int, 1 + POINTER_ATTRIBUTES)(_int, _int, _int), nogil=True, cache=True)
+@_compile(types.UniTuple(_int, 1 + POINTER_ATTRIBUTES)(_int, _int, _int))
 def pointer_attributes(function, codes, address):  # type: ignore[no-untyped-def]
     """Ask for the six attributes whose codes stand at the address `codes`.
 
@@ -166,7 +179,7 @@ def pointer_attributes(function, codes, address):  # type: ignore[no-untyped-def
     return _call_attributes(function, codes, address)
 
 
-@njit(types.UniTuple(_int, 5)(_int, _int, _int, _int), nogil=True, cache=True)
+@_compile(types.UniTuple(_int, 5)(_int, _int, _int, _int))
 def probe(get_current, get_stream_context, is_capturing, stream):  # type: ignore[no-untyped-def]
     """Ask for the current context, the stream's, and whether the stream is capturing.
 
@@ -194,7 +207,7 @@ def probe(get_current, get_stream_context, is_capturing, stream):  # type: ignor
     return 0, 0, current, context, capturing
 
 
-@njit(_int(_int, _int, _int), nogil=True, cache=True)
+@_compile(_int(_int, _int, _int))
 def call_relaxed(exchange, function, handle):  # type: ignore[no-untyped-def]
     """Call a function of one handle, with this thread's capture mode relaxed meanwhile."""
     relaxed = 2
@@ -204,12 +217,10 @@ def call_relaxed(exchange, function, handle):  # type: ignore[no-untyped-def]
     return code
 
 
-@njit(
+@_compile(
     types.UniTuple(_int, 2)(
         types.UniTuple(_int, 5), *(_int,) * 5, types.UniTuple(_int, KERNEL_PARAMETERS), _int
-    ),
-    nogil=True,
-    cache=True,
+    )
 )
 def launch_and_record(  # type: ignore[no-untyped-def]
     functions, context, kernel, blocks, threads, stream, values, event
@@ -258,7 +269,7 @@ def launch_and_record(  # type: ignore[no-untyped-def]
     return 0, 0
 
 
-@njit(types.UniTuple(_int, 2)(_int, _column, _column, _column, _int, _int), nogil=True, cache=True)
+@_compile(types.UniTuple(_int, 2)(_int, _column, _column, _column, _int, _int))
 def memcpy_loop(function, dst, src, sizes, uniform, stream):  # type: ignore[no-untyped-def]
     """Submit copies one by one until one is refused.
 
@@ -293,7 +304,7 @@ _FEW_ROWS = 32
 _FEW_BLOCKS_A_ROW = 8
 
 
-@njit(types.boolean(_mapping, _int), nogil=True, cache=True)
+@_compile(types.boolean(_mapping, _int))
 def _has_duplicates(mapping, blocks):  # type: ignore[no-untyped-def]
     """Whether a destination block, each in range, stands in two rows."""
     rows = len(mapping)
@@ -326,11 +337,7 @@ def _has_duplicates(mapping, blocks):  # type: ignore[no-untyped-def]
     return False
 
 
-@njit(
-    _int(_mapping, _int, _int, _int, _int, _int, _int, _int, _int, _column, _column),
-    nogil=True,
-    cache=True,
-)
+@_compile(_int(_mapping, _int, _int, _int, _int, _int, _int, _int, _int, _column, _column))
 def place_rows(  # type: ignore[no-untyped-def]
     mapping,
     src_at,
@@ -400,10 +407,8 @@ def place_rows(  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(
-    types.UniTuple(_int, 2)(types.Array(types.int64, 1, "C"), _mapping, _column, _int, _int, _int),
-    nogil=True,
-    cache=True,
+@_compile(
+    types.UniTuple(_int, 2)(types.Array(types.int64, 1, "C"), _mapping, _column, _int, _int, _int)
 )
 def swap_again(constants, mapping, words, table, blocks, event):  # type: ignore[no-untyped-def]
     """Place rows and launch the kernel on them, if all is as it was the last time.
@@ -460,6 +465,3 @@ def swap_again(constants, mapping, words, table, blocks, event):  # type: ignore
         return -1, 0
     values = (table, rows, size, pieces, piece_bytes, team, aligned)
     return launch_and_record(functions, context, kernel, blocks, threads, stream, values, event)
-
-
-config.DISABLE_JIT = _disabled

@@ -15,7 +15,15 @@ from numba_swap.memory import Addresses, Allocation, MemoryKind
 
 
 class Direction(enum.StrEnum):
-    """Between which sides the bytes move; managed memory counts as device memory."""
+    """Between which sides the bytes move; managed memory counts as device memory.
+
+    Attributes
+    ----------
+    H2D, D2H, D2D, H2H
+        Host to device, device to host, within or between devices, within the host.
+    MIXED
+        Several of these in one call of raw pointers or layers.
+    """
 
     H2D = "host to device"
     D2H = "device to host"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from numba_swap.dispatch import Decision
 from numba_swap.driver.current import default_driver
-from numba_swap.errors import DriverUnavailableError
+from numba_swap.errors import DriverUnavailableError, ModeUnavailableError
 from numba_swap.settings import Mode, override
 from numba_swap.simulation import simulate
 from numba_swap.swap import plan_blocks
@@ -94,8 +95,8 @@ def cut_tiles(field: Field) -> Field:
 def run_demo(size: int | None = None, *, force_simulation: bool = False) -> list[DemoRow]:
     """Swap half the tiles of a field out to the device and back, on several drivers.
 
-    On a machine with a GPU: the driver as it is, and pretending to be 12.4 and 11.4. Elsewhere:
-    simulated drivers 11.4, 12.4, 12.8 and 13.0. Last, each mode that the newest of them has.
+    On a machine with a GPU: the driver pretending to be 12.4 and 11.4, and as it is. Elsewhere:
+    simulated drivers 11.4, 12.4, 12.8 and 13.0. The last one also in each mode that it has.
 
     Parameters
     ----------
@@ -104,32 +105,42 @@ def run_demo(size: int | None = None, *, force_simulation: bool = False) -> list
     force_simulation : bool
         Simulate even where there is a GPU.
     """
-    if force_simulation or not _has_gpu():
-        tiles = cut_tiles(compute_field(size or 1024))
-        rows = []
-        for version in SIMULATED_VERSIONS:
-            with simulate(driver_version=version) as gpu:
-                name = f"{version} simulated"
-                rows.append(_swap_out_and_in(gpu, tiles, name))
-                if version == SIMULATED_VERSIONS[-1]:
-                    rows += [_swap_out_and_in(gpu, tiles, name, mode) for mode in Mode]
-        return rows
-    driver = default_driver()
-    tiles = cut_tiles(compute_field(size or 4096))
-    rows = [_swap_out_and_in(_NumbaMemory, tiles, f"{driver.version}")]
+    with override(mode="auto"):  # whatever the environment forces
+        if force_simulation or not _has_gpu():
+            return list(_simulated_rows(size or 1024))
+        return list(_real_rows(size or 4096))
+
+
+def _simulated_rows(size: int) -> Iterator[DemoRow]:
+    tiles = cut_tiles(compute_field(size))
+    for version in SIMULATED_VERSIONS:
+        with simulate(driver_version=version) as gpu:
+            yield from _rows_of(
+                gpu, tiles, f"{version} simulated", version == SIMULATED_VERSIONS[-1]
+            )
+
+
+def _real_rows(size: int) -> Iterator[DemoRow]:
+    tiles = cut_tiles(compute_field(size))
+    real = default_driver().version
     for version in reversed(SIMULATED_VERSIONS):
-        if version < min(driver.version, DriverVersion(12, 8)):
+        if version < min(real, DriverVersion(12, 8)):
             with override(driver_version=version):
-                rows.append(_swap_out_and_in(_NumbaMemory, tiles, f"{driver.version} as {version}"))
-    for mode in Mode:
-        if mode is not Mode.BATCH or driver.has("cuMemcpyBatchAsync"):
-            rows.append(_swap_out_and_in(_NumbaMemory, tiles, f"{driver.version}", mode))
-    return rows
+                yield from _rows_of(_NumbaMemory, tiles, f"{real} as {version}", all_modes=False)
+    yield from _rows_of(_NumbaMemory, tiles, f"{real}", all_modes=True)
+
+
+def _rows_of(gpu: Any, tiles: Field, driver: str, all_modes: bool) -> Iterator[DemoRow]:
+    yield _swap_out_and_in(gpu, tiles, driver)
+    for mode in Mode if all_modes else ():
+        # A mode that this driver does not have, or is not allowed to have, is left out.
+        with contextlib.suppress(ModeUnavailableError):
+            yield _swap_out_and_in(gpu, tiles, driver, mode)
 
 
 def format_demo(rows: list[DemoRow]) -> str:
     """Lay the rows out as a table."""
-    head = ("driver", "asked", "mode", "copies", "bytes", "time", "every byte", "reason")
+    head = ("driver", "asked", "mode", "copies out", "bytes out and in", "time", "every byte")
     lines = [
         (
             row.driver,
@@ -139,16 +150,16 @@ def format_demo(rows: list[DemoRow]) -> str:
             str(row.nbytes),
             "no measure" if row.decision.simulated else f"{row.seconds * 1e6:.0f} us",
             "right" if row.correct else "WRONG",
-            row.decision.reason,
         )
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    widths[-1] = 0  # the reason is last and long
-    return "\n".join(
+    table = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in (head, *lines)
-    )
+    ]
+    reasons = [f"{row.driver}, {row.asked}: {row.decision.reason}" for row in rows]
+    return "\n".join([*table, "", "Why:", *reasons])
 
 
 def _has_gpu() -> bool:

@@ -73,7 +73,7 @@ class Decision(NamedTuple):
     simulated : bool
         Whether the driver is simulated.
     forced : bool
-        Whether the mode was asked for by name.
+        Whether the mode was asked for, by the argument, `override` or the environment.
     """
 
     mode: Mode
@@ -89,7 +89,8 @@ class Decision(NamedTuple):
     def __str__(self) -> str:
         simulated = "simulated " if self.simulated else ""
         return (
-            f"{self.mode} for {self.copies} copies, {self.nbytes} bytes, {self.direction}, "
+            f"{self.mode} for {self.copies} {'copy' if self.copies == 1 else 'copies'}, "
+            f"{self.nbytes} bytes, {self.direction}, "
             f"{simulated}driver {self.driver_version}: {self.reason}"
         )
 
@@ -117,6 +118,8 @@ def preference(direction: Direction, copies: int, nbytes: int) -> tuple[tuple[Mo
     costs about a microsecond a copy, a kernel launch some 10 microseconds in all, and copy engines
     reach a few per cent more of a host link than a kernel does.
     """
+    if copies == 0:
+        return (Mode.LOOP, Mode.KERNEL, Mode.BATCH), "there is nothing to copy"
     if copies <= _FEW_COPIES:
         return (Mode.LOOP, Mode.KERNEL, Mode.BATCH), "so few copies are one driver call each"
     mean = nbytes // copies
@@ -180,6 +183,6 @@ def choose(
             if not rejected:
                 return mode, merit, rejected
             obstacles = "; ".join(f"no {other}: {why}" for other, why in rejected.items())
-            return mode, f"{merit}, but {obstacles}", rejected
+            return mode, f"{merit}, but {obstacles}; so {mode}", rejected
         rejected[mode] = obstacle
     raise ModeUnavailableError("auto", "; ".join(f"{m}: {why}" for m, why in rejected.items()))

@@ -85,6 +85,10 @@ class BadPlanError(NumbaSwapError, ValueError):
         self.index = index
 
 
+class BadArgumentError(NumbaSwapError, ValueError):
+    """An argument, or a variable of the environment, has a value that means nothing here."""
+
+
 class UnsupportedArrayError(NumbaSwapError, TypeError):
     """An argument is no array (or no stream) of a kind that can be used here."""
 

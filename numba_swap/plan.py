@@ -31,6 +31,12 @@ from numba_swap.memory import (
 
 Ids = npt.NDArray[np.int64]
 
+_MAPPING_DIMENSIONS = 2
+_SHAPES = {
+    1: "be a sequence of integers",
+    _MAPPING_DIMENSIONS: "have rows [source block, destination block], shape (n, 2)",
+}
+
 # Where grouping copies by their place in host memory pays: see `compiled.REGION_BYTES`.
 MANY_ROWS = 4096
 _SHORT_BYTES = 2048
@@ -126,7 +132,7 @@ def _pair_layers(src: Any, dst: Any) -> list[tuple[Any, Any]]:
         lengths = [len(side) if isinstance(side, (list, tuple)) else "one" for side in (src, dst)]
         raise BadPlanError(
             f"src and dst must be one array each or equally many layers, not {lengths[0]} "
-            f"and {lengths[1]}"
+            f"and {lengths[1]} (a list or tuple means layers; for data give an array)"
         )
     return list(zip(src, dst, strict=True))
 
@@ -142,14 +148,25 @@ def _read_integers(values: Any, name: str, dimensions: int) -> Ids:
     ):
         return values
     if hasattr(values, "__cuda_array_interface__"):
-        raise UnsupportedArrayError(f"{name} lies on a device; give it in host memory")
-    array = np.asarray(values)
+        raise UnsupportedArrayError(
+            f"{name} lies on a device; give it in host memory (the order of arguments is source, "
+            f"destination, {name})"
+            if dimensions == _MAPPING_DIMENSIONS
+            else f"{name} lies on a device; give it in host memory"
+        )
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise BadPlanError(f"{name} is no array of integers: {error}") from None
     if array.size == 0:
         return np.zeros((0, 2)[:dimensions], dtype=np.int64)
     if array.ndim != dimensions:
-        raise BadPlanError(f"{name} must have {dimensions} dimension(s), not {array.ndim}")
+        raise BadPlanError(f"{name} must {_SHAPES[dimensions]}, not {_what(values, array)}")
     if array.dtype.kind not in "iu":
-        raise BadPlanError(f"{name} must hold integers, not {array.dtype}")
+        raise BadPlanError(
+            f"{name} must hold integers below 2**63, not {array.dtype} ({array.flat[0]} for "
+            "example): convert it with .astype(np.int64)"
+        )
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         too_large = np.flatnonzero(array.ravel() > np.uint64(np.iinfo(np.int64).max))
         if too_large.size:
@@ -158,12 +175,16 @@ def _read_integers(values: Any, name: str, dimensions: int) -> Ids:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
+def _what(values: Any, array: npt.NDArray[Any]) -> str:
+    return f"the shape {array.shape}" if array.ndim else f"a {type(values).__name__}"
+
+
 def _read_mapping(block_mapping: Any) -> Ids:
     mapping = _read_integers(block_mapping, "block_mapping", 2)
     if mapping.shape[1] != 2:
         raise BadPlanError(
-            "block_mapping must have two columns, source block and destination block, not "
-            f"{mapping.shape[1]}"
+            "block_mapping must have rows of two columns, source block and destination block, not "
+            f"the shape {mapping.shape}"
         )
     return mapping
 
@@ -173,7 +194,7 @@ def _plan_layer(
 ) -> _Layer:
     source, destination = view_array(src, f"src{layer}"), view_array(dst, f"dst{layer}")
     if destination.readonly:
-        raise BadPlanError(f"dst{layer} is read-only")
+        raise BadPlanError(f"dst{layer} is read-only, so it cannot be a destination")
     layout = match_blocks(source, destination, block_axis, f"src and dst{layer}")
     rows = len(mapping)
     if rows == 0:

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
+from numba_swap.errors import BadArgumentError
 from numba_swap.versions import DriverVersion, DriverVersionLike
 
 MODE_VARIABLE = "NUMBA_SWAP_MODE"
@@ -30,7 +31,8 @@ class Mode(enum.StrEnum):
     Attributes
     ----------
     BATCH
-        One call of the driver's ``cuMemcpyBatchAsync`` (CUDA 12.8 and later).
+        The driver's ``cuMemcpyBatchAsync`` (CUDA 12.8 and later): many copies a call, in chunks of
+        `Settings.batch_descriptors` over up to eight streams.
     LOOP
         One call of ``cuMemcpyAsync`` a copy.
     KERNEL
@@ -66,18 +68,31 @@ def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
 
     Raises
     ------
-    ValueError
+    BadArgumentError
         If it names no mode; the message says where the value came from.
     """
-    if value == "auto":
+    name = value.strip().lower() if isinstance(value, str) else value
+    if name == "auto":
         return None
     try:
-        return Mode(value)
+        return Mode(name)
     except ValueError:
         choices = ", ".join(repr(str(mode)) for mode in Mode)
-        raise ValueError(
+        raise BadArgumentError(
             f"{source}={value!r} is no mode: choose 'auto' or one of {choices}"
         ) from None
+
+
+def check_positive(value: object, name: str) -> None:
+    """Refuse what is no positive integer.
+
+    Raises
+    ------
+    BadArgumentError
+        Naming the argument and its value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadArgumentError(f"{name}={value!r} is no positive integer")
 
 
 def settings_from_environment(environment: Mapping[str, str]) -> Settings:
@@ -85,19 +100,21 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings:
 
     Raises
     ------
-    ValueError
+    BadArgumentError
         If one of them cannot be read; the message names the variable.
     """
     mode = environment.get(MODE_VARIABLE) or "auto"
     version = environment.get(DRIVER_VERSION_VARIABLE)
     try:
         cap = DriverVersion.parse(version) if version else None
-    except ValueError as error:
-        raise ValueError(f"{DRIVER_VERSION_VARIABLE}: {error}") from None
+    except BadArgumentError as error:
+        raise BadArgumentError(f"{DRIVER_VERSION_VARIABLE}: {error}") from None
     descriptors = environment.get(BATCH_DESCRIPTORS_VARIABLE) or str(DEFAULT_BATCH_DESCRIPTORS)
     if not descriptors.isdecimal() or int(descriptors) == 0:
-        raise ValueError(f"{BATCH_DESCRIPTORS_VARIABLE}={descriptors!r} is no positive number")
-    return Settings(parse_mode(mode.lower(), MODE_VARIABLE), cap, int(descriptors))
+        raise BadArgumentError(
+            f"{BATCH_DESCRIPTORS_VARIABLE}={descriptors!r} is no positive number"
+        )
+    return Settings(parse_mode(mode, MODE_VARIABLE), cap, int(descriptors))
 
 
 @cache
@@ -111,6 +128,14 @@ _override: ContextVar[Settings | None] = ContextVar("numba_swap_override", defau
 def current_settings() -> Settings:
     """Return what is in force here: `override`, else the environment as first read."""
     return _override.get() or _environment_settings()
+
+
+def mode_source() -> str:
+    """Say who forces the mode that is in force here, for reasons and messages."""
+    overridden = _override.get()
+    if overridden is None or overridden.mode is _environment_settings().mode:
+        return f"the environment variable {MODE_VARIABLE}"
+    return "override"
 
 
 @contextlib.contextmanager
@@ -152,8 +177,8 @@ def override(
     (<Mode.LOOP: 'loop'>, '12.4')
     """
     outer = current_settings()
-    if batch_descriptors is not None and batch_descriptors < 1:
-        raise ValueError(f"batch_descriptors={batch_descriptors} is not positive")
+    if batch_descriptors is not None:
+        check_positive(batch_descriptors, "batch_descriptors")
     settings = Settings(
         outer.mode if mode is None else parse_mode(mode),
         outer.driver_version if driver_version is None else DriverVersion.parse(driver_version),

@@ -183,7 +183,9 @@ def simulate(driver_version: DriverVersionLike = (13, 0)) -> Iterator[SimulatedG
     Yields
     ------
     SimulatedGPU
-        What makes arrays and streams.
+        It makes memory and streams: ``pinned_array(shape, dtype)``, ``device_array(shape, dtype)``
+        (with ``copy_to_host`` and ``copy_to_device``), ``managed_array(shape, dtype)``,
+        ``stream()``; ``synchronize()`` waits for all work.
 
     Raises
     ------
@@ -196,8 +198,9 @@ def simulate(driver_version: DriverVersionLike = (13, 0)) -> Iterator[SimulatedG
     -----
     The simulation is that of the whole process, as with `unittest.mock.patch`: all threads use it
     while it is active. Simulations nest; the one entered last counts. Work is put off until
-    something needs its result, so a missing synchronisation shows up as wrong data; on leaving,
-    all that is left is done. Pointers that belong to no simulated array are taken for pageable
+    something needs its result, so a missing synchronisation shows up as wrong data (unless the
+    `Transfer` was dropped: the library then waits for it, as it does on a GPU); on leaving, all
+    that is left is done. Pointers that belong to no simulated array are taken for pageable
     host memory, as a real driver takes them.
 
     Examples

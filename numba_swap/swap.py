@@ -16,7 +16,7 @@ from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import batch, kernel, loop
 from numba_swap.plan import plan_array_blocks, plan_pointers
-from numba_swap.settings import Mode, current_settings, parse_mode
+from numba_swap.settings import Mode, check_positive, current_settings, mode_source, parse_mode
 from numba_swap.streams import same_stream, stream_handle
 from numba_swap.transfer import Transfer
 
@@ -136,8 +136,8 @@ class CopyPlan:
     ) -> _T:
         """Find out what holds for a stream, and act with the stream's context current."""
         driver = self._driver
-        if max_blocks is not None and max_blocks < 1:
-            raise ValueError(f"max_blocks={max_blocks} is not positive")
+        if max_blocks is not None:
+            check_positive(max_blocks, "max_blocks")
         handle = stream_handle(stream)
         current, context, capturing = driver.probe(handle)
         device = self._copies.device
@@ -174,7 +174,7 @@ class CopyPlan:
         copies = self._copies
         forced, forced_by = parse_mode(mode), "the mode argument"
         if forced is None:
-            forced, forced_by = current_settings().mode, "override or the environment"
+            forced, forced_by = current_settings().mode, mode_source()
         modes, merit = preference(copies.direction, len(copies), copies.nbytes)
 
         def why_not(candidate: Mode) -> str | None:
@@ -252,6 +252,8 @@ def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) 
 
     Raises
     ------
+    BadArgumentError
+        A block axis that is no integer.
     BadPlanError
         Wrong shape or dtype of the mapping, blocks out of range, destination blocks written
         twice, one block written and read, unequal block sizes, a read-only destination. Nothing
@@ -263,6 +265,9 @@ def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) 
 
     Notes
     -----
+    Bytes are copied as they are: dtypes are never converted, and masks of `numpy.ma` are ignored.
+    Only the bytes of a block must agree.
+
     In one array, copies of a block onto itself are left out, and a swap that writes a block
     which another row reads is refused: the order of copies is not defined.
     """

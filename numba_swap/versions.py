@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, TypeAlias
 
+from numba_swap.errors import BadArgumentError
+
+# The releases of driver packages are numbers from some 400 up, CUDA versions are far below.
+_FIRST_RELEASE = 100
 _WRITTEN = re.compile(r"(\d{1,3})\.(\d{1,2})")
 
 
@@ -39,7 +43,7 @@ class DriverVersion(NamedTuple):
 
         Raises
         ------
-        ValueError
+        BadArgumentError
             If it is anything else; the message names the value.
         """
         if isinstance(value, str):
@@ -51,13 +55,13 @@ class DriverVersion(NamedTuple):
             isinstance(parts, tuple)
             and len(parts) == 2
             and all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
-            and parts[0] >= 0
+            and 0 <= parts[0] < _FIRST_RELEASE
             and 0 <= parts[1] < 100
         ):
             return cls(*parts)
-        raise ValueError(
-            f"{value!r} is not a driver version: give the CUDA version the driver supports, "
-            f'as a tuple (12, 4) or a string "12.4"'
+        raise BadArgumentError(
+            f"{value!r} is not a driver version: give the CUDA version that the driver supports "
+            f'(not its release, 580.65 for example), as a tuple (12, 4) or a string "12.4"'
         )
 
     @property

@@ -40,7 +40,7 @@ PYTHON
 }
 
 prepare_python() {
-    local extras=$1 venv stamp wanted base
+    local extras=$1 venv stamp base state installed missing extra
     if [ -n "${NUMBA_SWAP_PYTHON:-}" ]; then
         python=$NUMBA_SWAP_PYTHON
         export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
@@ -49,22 +49,37 @@ prepare_python() {
     venv=${NUMBA_SWAP_VENV:-$root/.venv}
     base=$(find_python)
     if [ ! -x "$venv/bin/python" ]; then
+        if [ -e "$venv" ]; then
+            echo "$venv exists and is no virtual environment; remove it, or set NUMBA_SWAP_VENV" \
+                "to another path." >&2
+            return 1
+        fi
         echo "Making a virtual environment in $venv" >&2
         if ! "$base" -m venv "$venv"; then
-            rm -rf "$venv"
-            echo "Python's venv module does not work here; on Debian and Ubuntu install" \
+            rm -rf "$venv" # made just now
+            echo "No virtual environment could be made in $venv (see above). If the folder cannot" \
+                "be written, set NUMBA_SWAP_VENV; if ensurepip is missing, install the package" \
                 "python3-venv." >&2
             return 1
         fi
     fi
     python=$venv/bin/python
     stamp=$venv/.numba_swap_installed
-    # What was installed, and from which pyproject.toml: anything else is installed anew.
-    wanted="$extras $(cksum <"$root/pyproject.toml") $root"
-    if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-        echo "Installing numba_swap${extras:+[$extras]} and what it needs" >&2
-        "$python" -m pip install --quiet --disable-pip-version-check \
-            -e "$root${extras:+[$extras]}" >&2
-        echo "$wanted" >"$stamp"
+    # What was installed: the state of pyproject.toml, the place, then the extras.
+    state="$(cksum <"$root/pyproject.toml") $root"
+    installed=
+    if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$state" ]; then
+        installed=$(tail -n +2 "$stamp")
+        missing=
+        for extra in ${extras//,/ }; do
+            case " $installed " in *" $extra "*) ;; *) missing=1 ;; esac
+        done
+        if [ -z "$missing" ]; then
+            return
+        fi
     fi
+    echo "Installing numba_swap${extras:+[$extras]} and what it needs" >&2
+    "$python" -m pip install --quiet --disable-pip-version-check \
+        -e "$root${extras:+[$extras]}" >&2
+    printf '%s\n%s\n' "$state" "$installed ${extras//,/ }" >"$stamp"
 }

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from machines import CASES
 
+import numba_swap as ns
+
 
 @pytest.fixture(params=CASES)
 def case(request):
@@ -24,3 +26,10 @@ def mode(case):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261122)
+
+
+@pytest.fixture(autouse=True)
+def _skip_without_gpu(request):
+    """Tests marked gpu say once why they cannot run, instead of failing each in its own way."""
+    if request.node.get_closest_marker("gpu") is not None and not ns.driver_info()["available"]:
+        pytest.skip("no usable GPU: `numba-swap info` says why")

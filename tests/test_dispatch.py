@@ -162,7 +162,7 @@ def test_choice_asks_no_further_than_needed():
     mode, reason, rejected = choose(None, "", order, "long copies", why_not)
     assert (mode, asked) == (Mode.KERNEL, [Mode.BATCH, Mode.KERNEL])
     assert rejected == {Mode.BATCH: "no"}
-    assert reason == "long copies, but no batch: no"
+    assert reason == "long copies, but no batch: no; so kernel"
     with pytest.raises(ns.ModeUnavailableError):
         choose(None, "", order, "", lambda mode: "nothing goes")
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -169,3 +170,87 @@ print("alive")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("refused:") == 5
     assert "alive" in result.stdout
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_registered_for_a_while(mode, rng):
+    """`cuda.pinned` registers ordinary memory: a kernel reaches it inside, and not afterwards."""
+    from numba import cuda
+
+    src = rng.integers(0, 256, (64, 4096), dtype=np.uint8)
+    dst = cuda.device_array(src.shape, np.uint8)
+    mapping = 2 * np.stack([rng.permutation(32), rng.permutation(32)], axis=1)
+    for _ in range(3):
+        dst.copy_to_device(np.zeros_like(src))
+        with cuda.pinned(src):
+            transfer = ns.swap_blocks(src, dst, mapping, mode=mode)
+            transfer.wait()
+            assert transfer.decision.mode == ("kernel" if mode == "auto" else mode)
+        assert np.array_equal(dst.copy_to_host()[mapping[:, 1]], src[mapping[:, 0]])
+        decision = ns.plan_blocks(src, dst, mapping).explain()
+        assert decision.mode != "kernel"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_per_thread_default_stream_in_many_threads(mode, rng):
+    """Handle 2 is another stream in every thread; eight of them swap at once."""
+    from numba import cuda
+
+    dst = cuda.device_array((256, 2048), np.uint8)
+    errors = []
+
+    def work(number):
+        try:
+            src = cuda.pinned_array((32, 2048), np.uint8)
+            back = cuda.pinned_array((32, 2048), np.uint8)
+            own = np.arange(32) + 32 * number
+            for step in range(20):
+                src[:] = np.random.default_rng([number, step]).integers(0, 256, src.shape)
+                there = np.stack([np.random.default_rng(step).permutation(32), own], axis=1)
+                ns.swap_blocks(src, dst, there, stream=2, mode=mode)
+                ns.swap_blocks(dst, back, there[:, ::-1].copy(), stream=2, mode=mode).wait()
+                assert np.array_equal(back, src)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_short_blocks_over_a_large_host_pool(rng):
+    """Rows are grouped by regions of host memory there; every one must arrive all the same."""
+    from numba import cuda
+
+    blocks = (5 << 28) // 512  # 1.25 GiB
+    host = cuda.pinned_array((blocks, 512), np.uint8)
+    device = cuda.device_array((20000, 512), np.uint8)
+    chosen = rng.permutation(blocks)[:10000]
+    content = rng.integers(0, 256, (10000, 512), dtype=np.uint8)
+    host[chosen] = content
+    slots = rng.permutation(20000)[:10000]
+    ns.swap_blocks(host, device, np.stack([chosen, slots], axis=1)).wait()
+    assert np.array_equal(device.copy_to_host()[slots], content)
+    host[chosen] = 0
+    ns.swap_blocks(device, host, np.stack([slots, chosen], axis=1)).wait()
+    assert np.array_equal(host[chosen], content)
+
+
+def test_captured_swap_within_the_device_replays():
+    torch = pytest.importorskip("torch")
+    src = torch.zeros((16, 1000), dtype=torch.uint8, device="cuda")
+    dst = torch.zeros_like(src)
+    plan = ns.plan_blocks(src, dst, [[i, 15 - i] for i in range(16)])
+    plan.run(mode="kernel").wait()
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        plan.run(stream=stream.cuda_stream)
+    del plan
+    for _ in range(5):
+        src.copy_(torch.randint(0, 256, src.shape, dtype=torch.uint8, device="cuda"))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(dst, src.flip(0))

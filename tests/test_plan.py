@@ -25,10 +25,17 @@ def pools(gpu):
         ([[-1, 0]], r"src block -1", 0),
         ([[0, -1]], r"dst block -1", 0),
         ([[0, 3], [1, 2], [4, 3]], r"block_mapping\[2\]: destination block 3 is written twice", 2),
-        ([0, 1], r"2 dimension", None),
-        ([[0, 1, 2]], r"two columns", None),
-        ([[0.0, 1.0]], r"must hold integers, not float64", None),
-        ([[True, False]], r"must hold integers, not bool", None),
+        (
+            [0, 1],
+            r"rows \[source block, destination block\], shape \(n, 2\), not the shape \(2,\)",
+            None,
+        ),
+        ([[0, 1, 2]], r"two columns.*\(1, 3\)", None),
+        ([[0, 1], [2]], r"block_mapping is no array of integers", None),
+        ([[0, 2**70]], r"integers below 2\*\*63", None),
+        (5, r"not a int", None),
+        ([[0.0, 1.0]], r"must hold integers below 2\*\*63, not float64 .0.0 for", None),
+        ([[True, False]], r"must hold integers.*not bool", None),
         ([["a", "b"]], r"must hold integers", None),
         (np.array([[2**63, 0]], dtype=np.uint64), r"beyond 2\*\*63", 0),
     ],
@@ -67,6 +74,12 @@ def test_arrays(gpu, pools):
             ns.plan_blocks(*arrays, [[0, 0]])
     with pytest.raises(ns.BadPlanError, match="no block axis 2"):
         ns.plan_blocks(host, device, [[0, 0]], block_axis=2)
+    for axis in (None, 1.0, [0], True, "0"):
+        with pytest.raises(ns.BadArgumentError, match=r"block_axis=.* is no integer"):
+            ns.plan_blocks(host, device, [[0, 0]], block_axis=axis)
+    for most in (0, -1, 2.5, True, "2"):
+        with pytest.raises(ns.BadArgumentError, match=r"max_blocks=.* is no positive integer"):
+            ns.swap_blocks(host, device, [[0, 0]], max_blocks=most)
 
 
 def test_destination_that_shares_memory_with_itself(gpu):
@@ -97,7 +110,7 @@ def test_hazards_within_one_pool(gpu):
     ("rows", "message", "index"),
     [
         (([1, 2], [1], [1, 2]), "equally long, not 2, 1 and 2", None),
-        (([[1]], [1], [1]), "1 dimension", None),
+        (([[1]], [1], [1]), "sequence of integers, not the shape", None),
         (([1.0], [1], [1]), "integers", None),
         (([0, 0], [1, 1], [0, 4]), r"src_ptrs\[1\] = 0 is not a valid address", 1),
         (([1, 1], [1, -5], [0, 4]), r"dst_ptrs\[1\] = -5 is not a valid address", 1),

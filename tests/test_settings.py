@@ -17,7 +17,21 @@ def test_versions_are_read_in_every_form(given):
 
 @pytest.mark.parametrize(
     "given",
-    ["580.159.04", "12", "12.x", "", 12080, 12.4, (12,), (12, 4, 1), (12, True), (-1, 0), None],
+    [
+        "580.159.04",
+        "580.65",
+        (580, 65),
+        "12",
+        "12.x",
+        "",
+        12080,
+        12.4,
+        (12,),
+        (12, 4, 1),
+        (12, True),
+        (-1, 0),
+        None,
+    ],
 )
 def test_other_versions_are_refused_by_value(given):
     with pytest.raises(ValueError, match="is not a driver version"):

@@ -256,7 +256,7 @@ def _unreachable(driver: Driver, allocation: Allocation, device: int) -> str | N
     kind = allocation.kind
     where = f"{kind} memory at {allocation.start:#x}"
     if kind is MemoryKind.PAGEABLE:
-        return f"the GPU cannot reach {where}"
+        return f"the GPU cannot reach {where} (pin it, with cuda.pinned_array for example)"
     if kind is MemoryKind.DEVICE and allocation.device != device:
         return f"{where} belongs to device {allocation.device}, the kernel runs on {device}"
     if kind is MemoryKind.MANAGED and not driver.device_attribute(
@@ -315,8 +315,11 @@ def _compile(device: int) -> int:
     if kernel_memory.simulator_active:
         raise RuntimeError("NUMBA_ENABLE_CUDASIM is set, so Numba simulates kernels here")
     with cuda.gpus[device]:
-        jit = cuda.jit(kernel_source.KERNEL_SIGNATURE, cache=True)
-        dispatcher = jit(kernel_source.copy_kernel)
+        signature, source = kernel_source.KERNEL_SIGNATURE, kernel_source.copy_kernel
+        try:
+            dispatcher = cuda.jit(signature, cache=True)(source)
+        except RuntimeError:  # neither the installation nor the home directory can be written
+            dispatcher = cuda.jit(signature)(source)
         (kernel,) = dispatcher.overloads.values()
         function = kernel._codelibrary.get_cufunc()
     _keep.append((dispatcher, function))
