@@ -63,7 +63,7 @@ class Recipe:
     driver : Driver
         The driver.
     src, dst : array
-        The arrays; not kept alive.
+        The arrays; not kept alive, nor is the driver.
     block_axis : int
         Axis along which the blocks lie.
     copies : Copies
@@ -75,7 +75,7 @@ class Recipe:
     def __init__(
         self, driver: Driver, src: Any, dst: Any, block_axis: int, copies: Copies, run: Run
     ) -> None:
-        self._driver = driver
+        self._driver = weakref.ref(driver)
         self._src, self._dst = weakref.ref(src), weakref.ref(dst)
         self._states = _state(src), _state(dst)
         self._run = run
@@ -126,7 +126,7 @@ class Recipe:
         if (
             self._src() is not src
             or self._dst() is not dst
-            or self._driver is not driver
+            or self._driver() is not driver
             or type(mapping) is not np.ndarray
             or mapping.dtype is not _INT64
             or mapping.ndim != 2
@@ -158,10 +158,11 @@ class Recipe:
         )
         if step == 0:
             return Transfer(work, decision, False)
-        work.cancel()
         if step > 0:
+            work.close_after_failure(run.handle)
             name = ("cuLaunchKernel", "cuEventRecord")[step - 1]
             raise DriverCallError(name, code, driver.error_name(code))
+        work.cancel()
         return None
 
     def _decide(self, rows: int) -> Decision | None:

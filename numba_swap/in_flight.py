@@ -57,6 +57,15 @@ class InFlight:
         if self.event:
             self._driver.record_event(self.event, stream)
 
+    def close_after_failure(self, stream: int) -> None:
+        """Track what may have been submitted before an error to its end, and release it then.
+
+        Where even that fails, nothing is ever released: better than to free what may be in use.
+        """
+        with contextlib.suppress(DriverCallError):
+            self.close(stream)
+            self.abandon()
+
     def cancel(self) -> None:
         """Forget it: nothing was submitted."""
         self._release()

@@ -12,7 +12,6 @@ from numba_swap.copies import Copies, no_copies
 from numba_swap.dispatch import Decision, Situation, choose, preference
 from numba_swap.driver.api import Driver
 from numba_swap.driver.current import current_driver
-from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import batch, kernel, loop
 from numba_swap.plan import plan_array_blocks, plan_pointers
@@ -93,8 +92,8 @@ class CopyPlan:
                     device=last.device,
                     max_blocks=max_blocks,
                 )
-            except DriverCallError:
-                work.cancel()
+            except BaseException:
+                work.close_after_failure(last.handle)
                 raise
             if launched:
                 return Transfer(work, last.decision, False)
@@ -209,10 +208,9 @@ class CopyPlan:
         work = InFlight(driver, situation.context, (copies, stream), captured)
         try:
             _MODES[decision.mode].submit(driver, copies, situation, work)
-        except DriverCallError:
+        except BaseException:
             # A part may have been submitted: its memory must last until that part is over.
-            work.close(situation.stream)
-            work.abandon()
+            work.close_after_failure(situation.stream)
             raise
         if decision.mode is Mode.KERNEL and not captured and not copies.producer_streams:
             self._last = Run(
@@ -368,9 +366,9 @@ def swap_blocks_batch(
 def warm_up() -> None:
     """Pay on purpose for what the first swap would pay for: compilers, and the GPU's context.
 
-    The first process on a machine takes some seconds to compile the copy kernel and the compiled
-    parts of planning; they are kept in Numba's cache on disk, so later processes take less than a
-    second. Nothing is copied.
+    The first process on a machine compiles the copy kernel and the compiled parts of planning,
+    which are kept in Numba's cache on disk. On one H200 machine that took 7 seconds in all, and
+    later processes 2, most of it to import Numba and to make the context. Nothing is copied.
 
     Raises
     ------

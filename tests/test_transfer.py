@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -177,6 +178,27 @@ def test_failed_submission_keeps_its_memory_until_it_is_over(gpu):
         plan.run(mode="loop")
     del plan, src
     wait_until(lambda: alive() is None)
+
+
+@pytest.mark.parametrize("again", ["plan", "arrays"])
+def test_launched_but_not_recorded_keeps_its_memory(gpu, again):
+    """If the event cannot be recorded behind a launch, nobody knows when it is over."""
+    src, dst = Holder(gpu.device_array((8, 64), np.uint8)), gpu.pinned_array((8, 64), np.uint8)
+    alive, stream = weakref.ref(src), gpu.stream()
+    rows = np.array([[0, 7], [2, 5], [4, 1]])
+    plan = ns.plan_blocks(src, dst, rows)
+    for _ in range(2):
+        plan.run(stream).wait()
+        ns.swap_blocks(src, dst, rows, stream=stream).wait()
+    gpu.driver.library.faults["cuEventRecord"] = lambda *arguments: 2
+    calls = {"plan": plan.run, "arrays": partial(ns.swap_blocks, src, dst, rows)}
+    with pytest.raises(ns.DriverCallError, match="cuEventRecord"):
+        calls[again](stream=stream)
+    del plan, src, calls
+    gc.collect()
+    assert alive() is not None
+    for work in list(in_flight._unfinished.values()):
+        work.cancel()
 
 
 def test_an_index_that_the_driver_did_not_write_is_not_used(gpu):
