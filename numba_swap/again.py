@@ -24,10 +24,12 @@ from numba_swap.memory import view_array
 from numba_swap.modes import kernel
 from numba_swap.plan import may_be_grouped
 from numba_swap.settings import Mode, Settings, current_settings
+from numba_swap.streams import stream_handle
 from numba_swap.transfer import Transfer
 
 _INT64 = np.dtype(np.int64)
 _MOST_RECIPES = 64
+_ONE_EACH = 2  # allocations: one of the source, one of the destination
 _MOST_DECISIONS = 1024
 
 Key = tuple[int, int, int]
@@ -36,7 +38,6 @@ Key = tuple[int, int, int]
 class Run(NamedTuple):
     """How copies ran as a kernel, with what this followed from."""
 
-    stream: object
     mode: Mode | str
     max_blocks: int | None
     settings: Settings
@@ -48,7 +49,8 @@ class Run(NamedTuple):
     def holds(self, stream: object, mode: Mode | str, max_blocks: int | None) -> bool:
         """Whether the same would follow from these arguments here and now."""
         return (
-            (stream is self.stream or (type(stream) is int and stream == self.stream))
+            # Asked anew: an object may stand for "the current stream".
+            (stream if type(stream) is int and stream else stream_handle(stream)) == self.handle
             and mode == self.mode
             and max_blocks == self.max_blocks
             and current_settings() is self.settings
@@ -70,6 +72,11 @@ class Recipe:
         What was copied: uniform, in rows that are in order, between host and device.
     run : Run
         How.
+
+    Attributes
+    ----------
+    tangled : bool
+        Whether different destination blocks may share bytes: not for the short way.
     """
 
     def __init__(
@@ -79,9 +86,11 @@ class Recipe:
         self._src, self._dst = weakref.ref(src), weakref.ref(dst)
         self._states = _state(src), _state(dst)
         self._run = run
-        self._launch = launch = kernel.prepared_launch(copies)
+        launch = kernel.prepared_launch(copies)
+        self._threads, self._most_blocks = launch.threads, launch.most_blocks
         source, destination = view_array(src, "src"), view_array(dst, "dst")
         layout = match_blocks(source, destination, block_axis, "src and dst")
+        self.tangled = layout.tangled
         self._size = layout.run_bytes
         self._direction = copies.direction
         self._items_a_row, self._team = launch.arguments[3], launch.arguments[5]
@@ -124,15 +133,12 @@ class Recipe:
         """Swap other blocks; None, with nothing done, if this needs the long way."""
         run = self._run
         if (
-            self._src() is not src
-            or self._dst() is not dst
-            or self._driver() is not driver
-            or type(mapping) is not np.ndarray
+            type(mapping) is not np.ndarray
             or mapping.dtype is not _INT64
             or mapping.ndim != 2
-            or not mapping.flags.c_contiguous
+            or not mapping.flags.carray
             or not run.holds(stream, mode, max_blocks)
-            or (_state(src), _state(dst)) != self._states
+            or not self.is_of(driver, src, dst)
         ):
             return None
         rows, columns = mapping.shape
@@ -145,17 +151,29 @@ class Recipe:
         decision = self._decisions[rows]
         if decision is None:
             return None
-        buffer = driver.pools.take_buffer(16 * rows)
-        work = InFlight(driver, run.context, (buffer, src, dst, stream, mapping), False)
-        launch = self._launch
-        step, code = compiled().swap_again(
-            self._constants,
-            mapping,
-            buffer.words,
-            buffer.address,
-            min(launch.most_blocks, -(-rows * self._items_a_row * self._team // launch.threads)),
-            work.event,
-        )
+        # Only what is there already: to make more, a context would have to be current.
+        buffer = driver.pools.spare_buffer(16 * rows)
+        event = driver.pools.spare_event(run.context)
+        if buffer is None or not event:
+            if event:
+                driver.pools.give_event(run.context, event)
+            return None
+        work = InFlight(driver, run.context, (buffer, src, dst, stream), False, event)
+        try:
+            step, code = compiled().swap_again(
+                self._constants,
+                mapping,
+                buffer.words,
+                buffer.address,
+                min(
+                    self._most_blocks,
+                    -(-rows * self._items_a_row * self._team // self._threads),
+                ),
+                event,
+            )
+        except BaseException:
+            work.close_after_failure(run.handle)
+            raise
         if step == 0:
             return Transfer(work, decision, False)
         if step > 0:
@@ -165,6 +183,15 @@ class Recipe:
         work.cancel()
         return None
 
+    def is_of(self, driver: Driver, src: Any, dst: Any) -> bool:
+        """Whether these are the arrays, unchanged, that it knows."""
+        return (
+            self._driver() is driver
+            and self._src() is src
+            and self._dst() is dst
+            and (_state(src), _state(dst)) == self._states
+        )
+
     def _decide(self, rows: int) -> Decision | None:
         """Return the decision for so many rows; None if it is not the kernel."""
         decision, nbytes = self._run.decision, rows * self._size
@@ -173,7 +200,8 @@ class Recipe:
             modes, merit = preference(self._direction, rows, nbytes)
             if modes[0] is not Mode.KERNEL:
                 return None
-        return decision._replace(reason=merit, copies=rows, nbytes=nbytes)
+            decision = decision._replace(reason=merit, rejected={})
+        return decision._replace(copies=rows, nbytes=nbytes)
 
 
 def _state(array: Any) -> object:
@@ -188,6 +216,8 @@ _recipes: dict[Key, Recipe] = {}
 
 def find_recipe(src: Any, dst: Any, block_axis: int) -> Recipe | None:
     """Return what is known of swaps between two objects with these ids, if anything."""
+    if type(block_axis) is not int:
+        return None
     return _recipes.get((id(src), id(dst), block_axis))
 
 
@@ -195,9 +225,13 @@ def keep_recipe(
     driver: Driver, src: Any, dst: Any, block_axis: int, copies: Copies, run: Run
 ) -> None:
     """Remember how copies between two arrays ran, if the short way can take such ones."""
+    key = id(src), id(dst), block_axis
     if (
-        copies.direction not in (Direction.H2D, Direction.D2H)
+        type(block_axis) is not int
+        or (key in _recipes and _recipes[key].is_of(driver, src, dst))
+        or copies.direction not in (Direction.H2D, Direction.D2H)
         or copies.buffer is None
+        or len(copies.allocations) != _ONE_EACH
         or may_be_grouped(len(copies), copies.uniform)
         or isinstance(src, (list, tuple))
         or isinstance(dst, (list, tuple))
@@ -207,4 +241,6 @@ def keep_recipe(
         _recipes.clear()
     # Objects without weak references, or with DLPack alone, cannot be looked at cheaply.
     with contextlib.suppress(TypeError, AttributeError):
-        _recipes[id(src), id(dst), block_axis] = Recipe(driver, src, dst, block_axis, copies, run)
+        recipe = Recipe(driver, src, dst, block_axis, copies, run)
+        if not recipe.tangled:
+            _recipes[key] = recipe

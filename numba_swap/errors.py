@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class NumbaSwapError(Exception):
     """Base of every error of this package."""
@@ -52,6 +54,10 @@ class DriverCallError(NumbaSwapError):
         self.code = code
         self.name = name
         self.failing_index = failing_index
+        self._note = note
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.function, self.code, self.name, self.failing_index, self._note)
 
 
 class ModeUnavailableError(NumbaSwapError):
@@ -69,6 +75,9 @@ class ModeUnavailableError(NumbaSwapError):
         super().__init__(f"mode {str(mode)!r} cannot run this copy: {reason}")
         self.mode = mode
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.mode, self.reason)
 
 
 class BadPlanError(NumbaSwapError, ValueError):

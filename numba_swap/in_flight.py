@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import queue
 import threading
 
+from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
 from numba_swap.errors import DriverCallError
 
@@ -24,6 +26,8 @@ class InFlight:
         Arrays and descriptors to keep alive.
     captured : bool
         Whether the stream is being captured into a graph.
+    event : int, optional
+        An event of the context; one is taken if none is given.
 
     Attributes
     ----------
@@ -34,7 +38,12 @@ class InFlight:
     __slots__ = ("__weakref__", "_context", "_driver", "_error", "_holds", "event")
 
     def __init__(
-        self, driver: Driver, context: int, holds: tuple[object, ...], captured: bool
+        self,
+        driver: Driver,
+        context: int,
+        holds: tuple[object, ...],
+        captured: bool,
+        event: int = 0,
     ) -> None:
         self._driver = driver
         self._context = context
@@ -45,7 +54,7 @@ class InFlight:
             # A graph may replay the work at any time: never release anything.
             _captured.append(self)
         else:
-            self.event = driver.pools.take_event(context)
+            self.event = event or driver.pools.take_event(context)
             _unfinished[id(self)] = self
 
     def hold(self, *more: object) -> None:
@@ -112,6 +121,8 @@ class InFlight:
             self.wait()
 
     def _fail(self, error: DriverCallError) -> None:
+        if error.code not in abi.STICKY_ERRORS:
+            return  # the question failed, not the work: it may still be running
         # Work that failed has broken its context for good: its event is not used again, and
         # nothing runs there any more that could touch what is released now.
         self._error = error
@@ -159,7 +170,16 @@ class _Reaper:
             del work  # not held while the next one is waited for
 
 
+def _forget_all() -> None:
+    """In a forked child nothing is in flight and no thread waits: CUDA does not survive a fork."""
+    global _reaper  # noqa: PLW0603
+    _unfinished.clear()
+    _reaper = _Reaper()
+
+
 _reaper = _Reaper()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 _unfinished: dict[int, InFlight] = {}
 # Work captured into graphs. Its descriptors and arrays are needed as long as any graph lives.
 _captured: list[InFlight] = []

@@ -79,6 +79,8 @@ class ArrayView(NamedTuple):
         Keeps the memory alive.
     stream : int or None
         A stream whose work on the array may not be over yet.
+    on_cuda : bool
+        Whether it says of itself that CUDA knows its memory.
     """
 
     address: int
@@ -88,6 +90,7 @@ class ArrayView(NamedTuple):
     readonly: bool
     owner: object
     stream: int | None = None
+    on_cuda: bool = False
 
 
 def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
@@ -133,7 +136,10 @@ def view_array(array: Any, name: str) -> ArrayView:
     if isinstance(array, np.ndarray):
         return _view_numpy(array, name)
     if hasattr(array, "__dlpack__"):
-        tensor = read_dlpack(array)
+        try:
+            tensor = read_dlpack(array)
+        except (BufferError, RuntimeError) as error:
+            raise UnsupportedArrayError(f"{name} gives no DLPack tensor: {error}") from error
         return ArrayView(
             address=tensor.address,
             shape=tensor.shape,
@@ -142,6 +148,7 @@ def view_array(array: Any, name: str) -> ArrayView:
             readonly=tensor.readonly,
             owner=(array, tensor.capsule),
             stream=tensor.stream,
+            on_cuda=tensor.stream is not None,
         )
     raise UnsupportedArrayError(
         f"{name} is a {type(array).__name__}: give a NumPy array, an object with "
@@ -166,17 +173,18 @@ def _view_cuda_interface(interface: dict[str, Any], array: object, name: str) ->
     if interface.get("mask") is not None:
         raise UnsupportedArrayError(f"{name} is masked; fill or drop the mask first")
     itemsize = _itemsize(interface["typestr"])
-    shape = tuple(interface["shape"])
+    shape = tuple(map(int, interface["shape"]))
     strides = interface.get("strides")
     address, readonly = interface["data"]
     return ArrayView(
-        address or 0,
+        int(address or 0),
         shape,
-        tuple(strides) if strides else contiguous_strides(shape, itemsize),
+        tuple(map(int, strides)) if strides else contiguous_strides(shape, itemsize),
         itemsize,
         bool(readonly),
         array,
         interface.get("stream"),
+        on_cuda=True,
     )
 
 
@@ -196,6 +204,8 @@ def find_allocation(driver: Driver, address: int) -> Allocation | None:
         kind = MemoryKind.DEVICE
     else:
         kind = MemoryKind.PINNED
+    if not start <= address < start + nbytes:
+        raise BadPlanError(f"the driver does not tell which allocation holds {address:#x}")
     offset = device_address - address if device_address else None
     return Allocation(start, start + nbytes, kind, device, offset)
 

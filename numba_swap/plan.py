@@ -105,7 +105,11 @@ def plan_pointers(driver: Driver, src_ptrs: Any, dst_ptrs: Any, sizes: Any) -> C
     sources = allocations_of_addresses(driver, src_column, lengths, "src_ptrs", writable=False)
     destinations = allocations_of_addresses(driver, dst_column, lengths, "dst_ptrs", writable=True)
     bounds = np.array([a.start for a in sources + destinations], dtype=np.uint64)
-    columns, first = merge(dst_column, src_column, lengths, bounds)
+    columns: tuple[Addresses, Addresses, Addresses | int] = (dst_column, src_column, lengths)
+    first = None
+    if all(a.kind is not MemoryKind.PAGEABLE for a in sources + destinations):
+        # In pageable memory there may be registered parts, which no copy may run over.
+        columns, first = merge(dst_column, src_column, lengths, bounds)
 
     def describe(index: int) -> str:
         row = rows[index if first is None else first[index]]
@@ -144,7 +148,7 @@ def _read_integers(values: Any, name: str, dimensions: int) -> Ids:
         and values.dtype == np.int64
         and values.ndim == dimensions
         and values.size
-        and values.flags.c_contiguous
+        and values.flags.carray  # compiled functions take no read-only arrays
     ):
         return values
     if hasattr(values, "__cuda_array_interface__"):
@@ -158,7 +162,7 @@ def _read_integers(values: Any, name: str, dimensions: int) -> Ids:
         array = np.asarray(values)
     except ValueError as error:
         raise BadPlanError(f"{name} is no array of integers: {error}") from None
-    if array.size == 0:
+    if array.shape in ((0,), (0, 2)[:dimensions]):
         return np.zeros((0, 2)[:dimensions], dtype=np.int64)
     if array.ndim != dimensions:
         raise BadPlanError(f"{name} must {_SHAPES[dimensions]}, not {_what(values, array)}")
@@ -172,7 +176,7 @@ def _read_integers(values: Any, name: str, dimensions: int) -> Ids:
         if too_large.size:
             row = int(too_large[0]) // (array.shape[1] if dimensions == 2 else 1)
             raise BadPlanError(f"{name} holds {array.ravel()[too_large[0]]}, beyond 2**63", row)
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.require(array, dtype=np.int64, requirements=["C", "A", "W"])
 
 
 def _what(values: Any, array: npt.NDArray[Any]) -> str:
@@ -205,12 +209,21 @@ def _plan_layer(
     dst_span = destination.address + low, destination.address + high
     sources = allocations_of_range(driver, *src_span, f"src{layer}")
     destinations = allocations_of_range(driver, *dst_span, f"dst{layer}")
+    for view, allocations, name in (
+        (source, sources, "src"),
+        (destination, destinations, "dst"),
+    ):
+        if view.on_cuda and allocations[0].kind is MemoryKind.PAGEABLE and layout.run_bytes:
+            raise UnsupportedArrayError(
+                f"{name}{layer} lies at {view.address:#x}, which is no memory that CUDA knows: "
+                "was it freed, or does it belong to a simulation that has ended?"
+            )
     contiguous = len(layout.src_offsets) == 1
     native = compiled()
     buffer = driver.pools.take_buffer(16 * rows)
     dst_column, src_column = buffer.words[:rows], buffer.words[rows : 2 * rows]
     grouped_by = -1
-    if contiguous and may_be_grouped(rows, layout.run_bytes):
+    if contiguous and layout.dst_step and may_be_grouped(rows, layout.run_bytes):
         grouped_by = _column_to_group(sources, src_span, destinations, dst_span)
     found = native.place_rows(
         mapping,
@@ -240,6 +253,10 @@ def _plan_layer(
             _inner_bounds(sources, destinations),
         )
         kept = None
+
+    bounds = _inner_bounds(sources, destinations)
+    if bounds.size:
+        _check_within(dst_column, src_column, size, bounds, f"src and dst{layer}")
 
     def describe(index: int) -> str:
         run = index if first is None else int(first[index])
@@ -274,6 +291,22 @@ def _plan_layer(
 def may_be_grouped(rows: int, run_bytes: int) -> bool:
     """Whether rows like these are worth grouping by their place in host memory."""
     return rows >= MANY_ROWS and run_bytes <= _SHORT_BYTES
+
+
+def _check_within(
+    dst: Addresses, src: Addresses, size: Addresses | int, bounds: Addresses, name: str
+) -> None:
+    """Refuse copies over the end of one allocation into the next, as the driver would."""
+    length = np.asarray(size, dtype=np.uint64)
+    for column in (dst, src):
+        for bound in bounds:
+            over = (column < bound) & (column + length > bound)
+            if over.any():
+                raise BadPlanError(
+                    f"{name}: a copy at {int(column[np.argmax(over)]):#x} runs over {int(bound):#x}, "  # noqa: E501
+                    "where one registration (pinning) of host memory ends and another begins: "
+                    "register the blocks whole"
+                )
 
 
 def _column_to_group(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from numba_swap.errors import BadArgumentError
 from numba_swap.versions import DriverVersion, DriverVersionLike
@@ -83,7 +84,7 @@ def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
         ) from None
 
 
-def check_positive(value: object, name: str) -> None:
+def check_positive(value: Any, name: str) -> None:
     """Refuse what is no positive integer.
 
     Raises
@@ -91,7 +92,7 @@ def check_positive(value: object, name: str) -> None:
     BadArgumentError
         Naming the argument and its value.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise BadArgumentError(f"{name}={value!r} is no positive integer")
 
 

@@ -47,7 +47,7 @@ def stream_handle(stream: Any) -> int:
             f"stream={stream!r} is no stream: give a Numba stream, an object with "
             "__cuda_stream__, an integer handle, or None"
         ) from None
-    if handle < 0:
+    if not 0 <= handle < 1 << 63:
         raise UnsupportedArrayError(f"stream={handle} is no stream handle")
     return handle or numba_default_stream()
 

@@ -12,6 +12,7 @@ from numba_swap.copies import Copies, no_copies
 from numba_swap.dispatch import Decision, Situation, choose, preference
 from numba_swap.driver.api import Driver
 from numba_swap.driver.current import current_driver
+from numba_swap.errors import CapturedTransferError, ModeUnavailableError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import batch, kernel, loop
 from numba_swap.plan import plan_array_blocks, plan_pointers
@@ -81,7 +82,10 @@ class CopyPlan:
         """
         last = self._last
         if last is not None and last.holds(stream, mode, max_blocks):
-            work = InFlight(self._driver, last.context, (self._copies, stream), False)
+            event = self._driver.pools.spare_event(last.context)
+            if not event:  # to make one, the context would have to be current
+                return self._in_context(stream, mode, max_blocks, self._submit)
+            work = InFlight(self._driver, last.context, (self._copies, stream), False, event)
             try:
                 launched = kernel.submit_again(
                     self._driver,
@@ -138,18 +142,24 @@ class CopyPlan:
         if max_blocks is not None:
             check_positive(max_blocks, "max_blocks")
         handle = stream_handle(stream)
-        current, context, capturing = driver.probe(handle)
         device = self._copies.device
         if driver.is_default_stream(handle):
             # It belongs to whatever context is current: that of the data's device is meant.
+            current, _, capturing = driver.probe(0)
+            context = current
             if device is not None:
                 context = driver.primary_context(device)
             elif not current:
                 context = driver.primary_context(0)
+        else:
+            current, context, capturing = driver.probe(handle)
         if context == current:
+            if driver.is_default_stream(handle):
+                capturing = driver.probe(handle)[2]
             situation = self._situation(handle, context, capturing, max_blocks)
             return action(situation, stream, mode)
         with driver.activate(context):
+            capturing = driver.probe(handle)[2]
             situation = self._situation(handle, context, capturing, max_blocks)
             return action(situation, stream, mode)
 
@@ -171,6 +181,8 @@ class CopyPlan:
 
     def _decide(self, situation: Situation, mode: Mode | str) -> Decision:
         copies = self._copies
+        if len(copies) == 0:
+            return self._decision(situation, parse_mode(mode) or Mode.LOOP, "nothing to copy", {})
         forced, forced_by = parse_mode(mode), "the mode argument"
         if forced is None:
             forced, forced_by = current_settings().mode, mode_source()
@@ -181,8 +193,22 @@ class CopyPlan:
             return obstacle
 
         chosen, reason, rejected = choose(forced, forced_by, modes, merit, why_not)
-        decision = Decision(
-            chosen,
+        decision = self._decision(situation, chosen, reason, rejected, forced is not None)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s", decision)
+        return decision
+
+    def _decision(
+        self,
+        situation: Situation,
+        mode: Mode,
+        reason: str,
+        rejected: dict[Mode, str],
+        forced: bool = False,
+    ) -> Decision:
+        copies = self._copies
+        return Decision(
+            mode,
             reason,
             situation.driver_version,
             rejected,
@@ -190,11 +216,27 @@ class CopyPlan:
             len(copies),
             copies.nbytes,
             self._driver.simulated,
-            forced is not None,
+            forced,
         )
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s", decision)
-        return decision
+
+    def _wait_for_producer(self, producer: int, situation: Situation) -> None:
+        """Let the stream wait for what is pending on an array, in the stream the array names.
+
+        Raises
+        ------
+        CapturedTransferError
+            If that stream is being captured, and the copy's is not: waiting would draw the copy
+            into the graph.
+        """
+        driver = self._driver
+        _, context, capturing = driver.probe(producer)
+        if capturing and not situation.capturing:
+            raise CapturedTransferError(
+                f"an array's own stream {producer:#x} is being captured into a CUDA graph: swap in "
+                "that stream"
+            )
+        if capturing == situation.capturing:
+            driver.pools.order(situation.context, producer, situation.stream, context)
 
     def _submit(self, situation: Situation, stream: object, mode: Mode | str) -> Transfer:
         driver, copies = self._driver, self._copies
@@ -203,8 +245,8 @@ class CopyPlan:
             return Transfer(None, decision, False)
         captured = situation.capturing
         for producer in copies.producer_streams:
-            if not captured and not same_stream(producer, situation.stream):
-                driver.pools.order(situation.context, before=producer, after=situation.stream)
+            if not same_stream(producer, situation.stream):
+                self._wait_for_producer(producer, situation)
         work = InFlight(driver, situation.context, (copies, stream), captured)
         try:
             _MODES[decision.mode].submit(driver, copies, situation, work)
@@ -214,7 +256,6 @@ class CopyPlan:
             raise
         if decision.mode is Mode.KERNEL and not captured and not copies.producer_streams:
             self._last = Run(
-                stream,
                 mode,
                 situation.max_blocks,
                 current_settings(),
@@ -382,4 +423,8 @@ def warm_up() -> None:
     driver.current_context()
     version = min(driver.version, current_settings().driver_version or driver.version)
     if version >= kernel.SINCE:
-        CopyPlan(driver, no_copies()).explain(mode=Mode.KERNEL)
+        device = driver.context_device(driver.current_context())
+        situation = Situation(version, False, 0, 0, False, device)
+        obstacle = kernel.why_not(driver, no_copies(), situation)
+        if obstacle is not None:
+            raise ModeUnavailableError(Mode.KERNEL, obstacle)

@@ -237,3 +237,50 @@ def test_duplicates_are_found_whatever_the_sizes(rng, rows, blocks_a_row):
     assert not compiled._has_duplicates(mapping, blocks)
     mapping[rows - 1, 1] = mapping[0, 1]
     assert compiled._has_duplicates(mapping, blocks)
+
+
+def test_cuda_arrays_without_memory_are_refused(gpu):
+    """A null or freed pointer would be taken for host memory, and crash."""
+
+    class Null:
+        __cuda_array_interface__ = {  # noqa: RUF012
+            "shape": (8, 16),
+            "typestr": "|u1",
+            "data": (0, False),
+            "version": 3,
+        }
+
+    device = gpu.device_array((8, 16), np.uint8)
+    with pytest.raises(ns.UnsupportedArrayError, match="src lies at 0x0, which is no memory"):
+        ns.plan_blocks(Null(), device, [[0, 0]])
+    gpu.driver.library.free(device.__cuda_array_interface__["data"][0])
+    with pytest.raises(ns.UnsupportedArrayError, match=r"dst lies at .*was it freed"):
+        ns.plan_blocks(gpu.pinned_array((8, 16), np.uint8), device, [[0, 0]])
+
+
+def test_blocks_over_two_registrations_are_refused(gpu):
+    memory = np.frombuffer(bytearray(4 * 4096), np.uint8)
+    start = -memory.ctypes.data % 4096
+    host = memory[start : start + 3 * 4096]
+    gpu.driver.library.register_host(host[:4096])
+    gpu.driver.library.register_host(host[4096:])
+    device = gpu.device_array((2, 6144), np.uint8)
+    with pytest.raises(ns.BadPlanError, match=r"one registration .* ends and another begins"):
+        ns.plan_blocks(host.reshape(2, 6144), device, [[0, 1]])
+    assert len(ns.plan_blocks(host.reshape(2, 6144), device, [[1, 1]])) == 1
+    for part in (host[:4096], host[4096:]):
+        gpu.driver.library.unregister_host(part)
+
+
+@pytest.mark.parametrize("shape", [(5, 0), (0, 3), (0, 2, 2)])
+def test_empty_mappings_of_the_wrong_shape(pools, shape):
+    with pytest.raises(ns.BadPlanError, match="shape"):
+        ns.plan_blocks(*pools, np.zeros(shape, np.int64))
+
+
+def test_empty_mapping_is_finished_whatever_mode_is_asked_for():
+    with ns.simulate(driver_version=(12, 4)) as gpu:
+        arrays = gpu.pinned_array((4, 8)), gpu.device_array((4, 8))
+        transfer = ns.swap_blocks(*arrays, [], mode="batch")
+        assert transfer.done()
+        assert transfer.decision.reason == "nothing to copy"

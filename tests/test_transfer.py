@@ -1,6 +1,7 @@
 """What keeps memory alive, what waits for what, and what a failure leaves behind."""
 
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -381,3 +382,127 @@ def test_descriptors_staged_on_the_device_are_right_in_every_stream(gpu, rng):
             assert np.array_equal(dst.copy_to_host()[mapping[:, 1]], content[mapping[:, 0]])
             staged = copies["cuMemcpyAsync"] - before
             assert staged == (round_number == 0 and stream is streams[0])
+
+
+def test_a_question_that_fails_says_nothing_about_the_work(gpu):
+    """Only errors that break the context release what is in flight."""
+    src, dst = Holder(gpu.device_array((4, 8))), gpu.pinned_array((4, 8))
+    alive = weakref.ref(src)
+    transfer = ns.swap_blocks(src, dst, [[0, 1]])
+    del src
+    gpu.driver.library.faults["cuEventQuery"] = lambda *arguments: 800
+    with pytest.raises(ns.DriverCallError, match=r"\[800\]"):
+        transfer.done()
+    gc.collect()
+    assert alive() is not None
+    del gpu.driver.library.faults["cuEventQuery"]
+    transfer.wait()
+    assert transfer.done()
+    gc.collect()
+    assert alive() is None
+
+
+def test_an_exception_of_any_kind_leaves_nothing_behind(gpu, monkeypatch):
+    from numba_swap.modes import kernel
+
+    src, dst = Holder(gpu.device_array((8, 8))), gpu.pinned_array((8, 8))
+    alive = weakref.ref(src)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernel, "submit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ns.swap_blocks(src, dst, [[0, 1], [2, 3], [4, 6]])
+    del src
+    wait_until(lambda: alive() is None)
+
+
+def test_one_plan_first_run_by_many_threads_at_once(gpu, rng):
+    """All must use, and hold, the same table of descriptors."""
+    from numba_swap.modes import kernel
+
+    prepare, prepared = kernel._prepare, []
+
+    def slow(*arguments):
+        launch = prepare(*arguments)
+        time.sleep(0.02)
+        prepared.append(None)  # counted, not held
+        return launch
+
+    src, dst = gpu.pinned_array((64, 64), np.uint8), gpu.pinned_array((64, 64), np.uint8)
+    device = gpu.device_array((64, 64), np.uint8)
+    src[:] = rng.integers(0, 256, src.shape)
+    there = ns.plan_blocks(
+        [src[:32], src[32:]], [device[:32], device[32:]], [[0, 5], [7, 1], [9, 3]]
+    )
+    streams, transfers = [gpu.stream() for _ in range(6)], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "_prepare", slow)
+        threads = [
+            threading.Thread(target=lambda s=s: transfers.append(there.run(s, "kernel")))
+            for s in streams
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(there._copies.prepared) == 1
+    assert len(prepared) > 1  # several threads did get there at once
+    ns.plan_blocks(dst, device, [[0, 40], [2, 42], [4, 44]]).run(mode="kernel").wait()
+    for transfer in transfers:
+        transfer.wait()
+    got = device.copy_to_host()
+    for half in (0, 32):
+        for i, j in ((0, 5), (7, 1), (9, 3)):
+            assert (got[half + j] == src[half + i]).all()
+
+
+def test_a_producer_stream_in_a_capture_is_refused(gpu):
+    producer = gpu.stream()
+    array, dst = gpu.device_array((4, 8)), gpu.pinned_array((4, 8))
+    src = Holder(array)
+    src.__cuda_array_interface__ = {**src.__cuda_array_interface__, "stream": producer.handle}
+    plan = ns.plan_blocks(src, dst, [[0, 1], [2, 3]])
+    library = gpu.driver.library
+    library.begin_capture(producer.handle)
+    with pytest.raises(ns.CapturedTransferError, match="own stream"):
+        plan.run(gpu.stream())
+    library.end_capture(producer.handle)
+    plan.run(gpu.stream()).wait()
+
+
+def test_an_illegal_access_of_a_simulated_kernel_is_told():
+    with ns.simulate() as gpu:
+        src, dst = gpu.pinned_array((8, 64), np.uint8), gpu.device_array((8, 64), np.uint8)
+        transfer = ns.swap_blocks(src, dst, [[0, 1], [2, 4], [5, 7]], mode="kernel")
+        gpu.driver.library.free(dst.__cuda_array_interface__["data"][0])
+        with pytest.raises(ns.DriverCallError, match="ILLEGAL_ADDRESS"):
+            transfer.wait()
+
+
+def test_a_thread_gets_back_the_context_that_it_had(gpu):
+    """Also none: no context of a device that nobody uses is made on the way."""
+    driver, seen = gpu.driver, []
+    context = driver.current_context()
+
+    def work():
+        with driver.activate(context):
+            seen.append(driver.probe(0)[0])
+        seen.append(driver.probe(0)[0])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [context, 0]
+
+
+def test_errors_survive_a_process_pool():
+    for error in (
+        ns.DriverCallError("cuX", 1, "CUDA_ERROR_INVALID_VALUE", 3, "note"),
+        ns.ModeUnavailableError("batch", "no"),
+        ns.BadPlanError("bad"),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)

@@ -234,7 +234,8 @@ class Driver:
     @contextlib.contextmanager
     def activate(self, context: int) -> Iterator[None]:
         """Make a context the calling thread's, and put the former one back afterwards."""
-        former = self.current_context()
+        self.initialize()
+        former = self.probe(0)[0]
         if former == context:
             yield
             return
@@ -242,7 +243,7 @@ class Driver:
         try:
             yield
         finally:
-            self._check(self._cuCtxSetCurrent(former), "cuCtxSetCurrent")
+            self._check(self._cuCtxSetCurrent(former or None), "cuCtxSetCurrent")
 
     # -- memory -----------------------------------------------------------------------------
 

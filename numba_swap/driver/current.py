@@ -37,10 +37,7 @@ def current_driver() -> Driver:
     DriverUnavailableError
         If no simulation is active and there is no driver.
     """
-    try:
-        return _simulated[-1]
-    except IndexError:
-        return default_driver()
+    return _simulated[-1] if _simulated else default_driver()
 
 
 def enter_driver(driver: Driver) -> None:

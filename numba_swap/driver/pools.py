@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from numba_swap.errors import DriverCallError
+
 if TYPE_CHECKING:
     from numba_swap.driver.api import Driver
 
@@ -42,6 +44,10 @@ class PinnedBuffer:
 
     def __del__(self) -> None:
         self._shelf.append((self.address, self.words))
+
+
+def _buffer_size(nbytes: int) -> int:
+    return max(_SMALLEST_BUFFER_BYTES, 1 << (nbytes - 1).bit_length())
 
 
 class DeviceBuffer:
@@ -84,13 +90,20 @@ class Pools:
         except IndexError:
             return self._driver.create_event()
 
+    def spare_event(self, context: int) -> int:
+        """Take an event if there is one to spare, whatever context is current; else 0."""
+        try:
+            return self._events[context].pop()
+        except IndexError:
+            return 0
+
     def give_event(self, context: int, event: int) -> None:
         """Take an event back: all that waits on it has been enqueued or is over."""
         self._events[context].append(event)
 
     def take_buffer(self, nbytes: int) -> PinnedBuffer:
         """Take a pinned buffer of at least `nbytes`, which must not be 0."""
-        size = max(_SMALLEST_BUFFER_BYTES, 1 << (nbytes - 1).bit_length())
+        size = _buffer_size(nbytes)
         shelf = self._shelves[size]
         try:
             address, words = shelf.pop()
@@ -100,9 +113,17 @@ class Pools:
             words = np.ctypeslib.as_array(memory)
         return PinnedBuffer(address, words, shelf)
 
+    def spare_buffer(self, nbytes: int) -> PinnedBuffer | None:
+        """Take a pinned buffer if there is one to spare, whatever context is current."""
+        shelf = self._shelves[_buffer_size(nbytes)]
+        try:
+            return PinnedBuffer(*shelf.pop(), shelf)
+        except IndexError:
+            return None
+
     def take_device_buffer(self, context: int, nbytes: int) -> DeviceBuffer:
         """Take device memory of at least `nbytes` in a context, the calling thread's."""
-        size = max(_SMALLEST_BUFFER_BYTES, 1 << (nbytes - 1).bit_length())
+        size = _buffer_size(nbytes)
         shelf = self._device_shelves[context, size]
         try:
             address = shelf.pop()
@@ -119,8 +140,27 @@ class Pools:
                     streams.append(self._driver.create_stream())
         return streams[:count]
 
-    def order(self, context: int, before: int, after: int) -> None:
-        """Let later work in stream `after` wait for what stream `before` holds now."""
+    def order(
+        self, context: int, before: int, after: int, context_before: int | None = None
+    ) -> None:
+        """Let later work in stream `after` wait for what stream `before` holds now.
+
+        Parameters
+        ----------
+        context : int
+            Context of `after`, the calling thread's.
+        before, after : int
+            The streams.
+        context_before : int, optional
+            Context of `before`, if it may be another.
+        """
+        if context_before not in (None, context):
+            with self._driver.activate(context_before):
+                event = self.take_event(context_before)
+                self._driver.record_event(event, before)
+            self._driver.wait_event(after, event)
+            self.give_event(context_before, event)
+            return
         event = self.take_event(context)
         self._driver.record_event(event, before)
         self._driver.wait_event(after, event)
@@ -138,6 +178,12 @@ class Pools:
         self.give_event(context, event)
         try:
             yield sides
-        finally:
-            for side in sides:
-                self.order(context, before=side, after=stream)
+        except BaseException:
+            with contextlib.suppress(DriverCallError):  # the first error is the one to be told
+                self._join(context, sides, stream)
+            raise
+        self._join(context, sides, stream)
+
+    def _join(self, context: int, sides: list[int], stream: int) -> None:
+        for side in sides:
+            self.order(context, before=side, after=stream)

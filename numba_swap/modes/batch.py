@@ -66,7 +66,8 @@ def _call_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
     """Submit the copies in their order, chunk by chunk, to one stream after another."""
     count = len(copies)
     chunk = min(current_settings().batch_descriptors, -(-count // len(streams)))
-    dst, src, sizes = (c.ctypes.data for c in (copies.dst, copies.src, copies.sizes))
+    lengths = copies.sizes  # held here: another thread may make, and keep, another array of them
+    dst, src, sizes = (column.ctypes.data for column in (copies.dst, copies.src, lengths))
     for start, stream in zip(range(0, count, chunk), itertools.cycle(streams), strict=False):
         code, failing = driver.memcpy_batch_async(
             dst + 8 * start,

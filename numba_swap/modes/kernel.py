@@ -137,7 +137,8 @@ def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight)
     key = (situation.device, situation.max_blocks)
     launch = copies.prepared.get(key)
     if launch is None:
-        launch = copies.prepared[key] = _prepare(driver, copies, situation)
+        # Two threads may get here at once: both must use, and hold, the one that is kept.
+        launch = copies.prepared.setdefault(key, _prepare(driver, copies, situation))
     arguments = launch.arguments
     if copies.direction is Direction.D2D and not situation.capturing:
         arguments = _stage(driver, launch, situation, work)
@@ -334,11 +335,15 @@ def _register(library: SimulatedLibrary) -> int:
     """Hand the same source to a simulated driver, run by Numba's CUDA simulator."""
     from numba.cuda.simulator.kernel import FakeCUDAKernel
 
+    from numba_swap.driver.simulated.memory import SimulatedFailure
     from numba_swap.modes.kernel_source import python_kernel
 
     kernel = FakeCUDAKernel(python_kernel(library.memory.check_kernel_access), device=False)
 
     def run(blocks: int, threads: int, *arguments: int) -> None:
-        kernel[blocks, threads](*arguments)
+        try:
+            kernel[blocks, threads](*arguments)
+        except SimulatedFailure:  # raised anew by Numba's simulator, with words for a code
+            raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS) from None
 
     return library.register_kernel(run, parameters=7)
