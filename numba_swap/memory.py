@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.dlpack import read_dlpack
 from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
 from numba_swap.errors import BadPlanError, UnsupportedArrayError
@@ -136,6 +135,8 @@ def view_array(array: Any, name: str) -> ArrayView:
     if isinstance(array, np.ndarray):
         return _view_numpy(array, name)
     if hasattr(array, "__dlpack__"):
+        from numba_swap.dlpack import read_dlpack  # seldom needed
+
         try:
             tensor = read_dlpack(array)
         except (BufferError, RuntimeError) as error:
