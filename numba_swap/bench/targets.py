@@ -111,7 +111,7 @@ def _format(value: float, unit: str) -> str:
         return f"{value * 1e6:.1f} us" if value < 1e-2 else f"{value * 1e3:.2f} ms"
     if unit == "B/s":
         return f"{value / 1e9:.2f} GB/s"
-    return f"{value:.3f}" if value < 100 else f"{value:.0f}"
+    return f"{value:.4f}" if value < 100 else f"{value:.0f}"
 
 
 class Suite:
