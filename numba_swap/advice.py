@@ -36,10 +36,10 @@ _COMPILER_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-nvjitlink")
 
 def situation_of(driver: Driver, settings: Settings) -> Situation:
     """Return the situation of a copy in the default stream, no capture."""
-    cap = settings.driver_version
-    pretended = cap is not None and cap < driver.version
-    version = cap if cap is not None and pretended else driver.version
-    return Situation(version, pretended, stream=0, context=0, capturing=False, device=0)
+    version = settings.cap(driver.version)
+    return Situation(
+        version, version < driver.version, stream=0, context=0, capturing=False, device=0
+    )
 
 
 def choose_mode(

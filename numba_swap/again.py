@@ -17,8 +17,7 @@ import numpy as np
 from numba_swap.blocks import match_blocks
 from numba_swap.copies import Copies, Direction
 from numba_swap.dispatch import Decision, preference
-from numba_swap.driver.api import Driver, compiled
-from numba_swap.errors import DriverCallError
+from numba_swap.driver.api import Driver
 from numba_swap.in_flight import InFlight
 from numba_swap.memory import view_array
 from numba_swap.modes import kernel
@@ -160,11 +159,10 @@ class Recipe:
             return None
         work = InFlight(driver, run.context, (buffer, src, dst, stream), False, event)
         try:
-            step, code = compiled().swap_again(
+            launched = driver.swap_again(
                 self._constants,
                 mapping,
-                buffer.words,
-                buffer.address,
+                buffer,
                 min(
                     self._most_blocks,
                     -(-rows * self._items_a_row * self._team // self._threads),
@@ -174,12 +172,8 @@ class Recipe:
         except BaseException:
             work.close_after_failure(run.handle)
             raise
-        if step == 0:
+        if launched:
             return Transfer(work, decision, False)
-        if step > 0:
-            work.close_after_failure(run.handle)
-            name = ("cuLaunchKernel", "cuEventRecord")[step - 1]
-            raise DriverCallError(name, code, driver.error_name(code))
         work.cancel()
         return None
 

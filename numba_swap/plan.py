@@ -245,16 +245,15 @@ def _plan_layer(
     size: Addresses | int = layout.run_bytes
     first = None
     kept: PinnedBuffer | None = buffer
+    bounds = _inner_bounds(sources, destinations)
     if found or not contiguous:
         (dst_column, src_column, size), first = merge(
             _expand(dst_column, layout.dst_offsets),
             _expand(src_column, layout.src_offsets),
             layout.run_bytes,
-            _inner_bounds(sources, destinations),
+            bounds,
         )
         kept = None
-
-    bounds = _inner_bounds(sources, destinations)
     if bounds.size:
         _check_within(dst_column, src_column, size, bounds, f"src and dst{layer}")
 

@@ -63,6 +63,10 @@ class Settings:
     driver_version: DriverVersion | None = None
     batch_descriptors: int = DEFAULT_BATCH_DESCRIPTORS
 
+    def cap(self, version: DriverVersion) -> DriverVersion:
+        """Return the version that counts for a driver of this version."""
+        return min(version, self.driver_version or version)
+
 
 def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
     """Read a mode as a user may give it; None for ``"auto"``.

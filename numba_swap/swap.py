@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from types import ModuleType
@@ -143,35 +144,27 @@ class CopyPlan:
             check_positive(max_blocks, "max_blocks")
         handle = stream_handle(stream)
         device = self._copies.device
-        if driver.is_default_stream(handle):
+        default = driver.is_default_stream(handle)
+        current, context, capturing = driver.probe(0 if default else handle)
+        if default:
             # It belongs to whatever context is current: that of the data's device is meant.
-            current, _, capturing = driver.probe(0)
-            context = current
             if device is not None:
                 context = driver.primary_context(device)
             elif not current:
                 context = driver.primary_context(0)
-        else:
-            current, context, capturing = driver.probe(handle)
-        if context == current:
-            if driver.is_default_stream(handle):
+        with contextlib.nullcontext() if context == current else driver.activate(context):
+            if default:
                 capturing = driver.probe(handle)[2]
-            situation = self._situation(handle, context, capturing, max_blocks)
-            return action(situation, stream, mode)
-        with driver.activate(context):
-            capturing = driver.probe(handle)[2]
             situation = self._situation(handle, context, capturing, max_blocks)
             return action(situation, stream, mode)
 
     def _situation(
         self, handle: int, context: int, capturing: bool, max_blocks: int | None
     ) -> Situation:
-        version = self._driver.version
-        cap = current_settings().driver_version
-        pretended = cap is not None and cap < version
+        version = current_settings().cap(self._driver.version)
         return Situation(
-            cap if cap is not None and pretended else version,
-            pretended,
+            version,
+            version < self._driver.version,
             handle,
             context,
             capturing,
@@ -421,7 +414,7 @@ def warm_up() -> None:
     """
     driver = current_driver()
     driver.current_context()
-    version = min(driver.version, current_settings().driver_version or driver.version)
+    version = current_settings().cap(driver.version)
     if version >= kernel.SINCE:
         device = driver.context_device(driver.current_context())
         situation = Situation(version, False, 0, 0, False, device)

@@ -81,7 +81,6 @@ CAPTURE_MODE_RELAXED = 2
 
 EVENT_DISABLE_TIMING = 2
 MEM_HOST_ALLOC_PORTABLE = 1
-MEM_ATTACH_GLOBAL = 1
 
 # CUmemcpySrcAccessOrder: the source is read when the stream reaches the copy, not before.
 SRC_ACCESS_ORDER_STREAM = 1

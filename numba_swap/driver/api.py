@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numba_swap.driver import abi
 from numba_swap.driver.entry_points import EntryPoints
-from numba_swap.driver.pools import Pools
+from numba_swap.driver.pools import PinnedBuffer, Pools
 from numba_swap.errors import DriverCallError, DriverUnavailableError
 from numba_swap.versions import DriverVersion
 
@@ -437,9 +437,27 @@ class Driver:
         step, code = compiled().launch_and_record(
             self.launch_functions, context, function, blocks, threads, stream, arguments, event
         )
+        return self._launched(step, code)
+
+    def swap_again(
+        self, constants: Any, mapping: Any, buffer: PinnedBuffer, blocks: int, event: int
+    ) -> bool:
+        """Place rows and launch the kernel on them if all is as before; see `compiled.swap_again`.
+
+        Returns
+        -------
+        bool
+            Whether it was launched; if not, nothing was done.
+        """
+        step, code = compiled().swap_again(
+            constants, mapping, buffer.words, buffer.address, blocks, event
+        )
+        return self._launched(step, code)
+
+    def _launched(self, step: int, code: int) -> bool:
         if step > 0:
             self._check(code, ("cuLaunchKernel", "cuEventRecord")[step - 1])
-        return bool(step == 0)
+        return step == 0
 
 
 @functools.cache
