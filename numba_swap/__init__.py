@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from numba_swap._version import __version__
 from numba_swap.copies import Direction
-from numba_swap.dispatch import Decision
+from numba_swap.dispatch import Decision, Estimate
 from numba_swap.errors import (
     BadArgumentError,
     BadPlanError,
+    CalibrationError,
     CapturedTransferError,
     DriverCallError,
     DriverUnavailableError,
@@ -28,18 +29,21 @@ from numba_swap.errors import (
     NumbaSwapError,
     UnsupportedArrayError,
 )
-from numba_swap.settings import Mode, override
+from numba_swap.paging import ExchangePlan, exchange, plan_exchange
+from numba_swap.settings import Mode, Policy, override
 from numba_swap.swap import CopyPlan, plan_blocks, swap_blocks, swap_blocks_batch, warm_up
 from numba_swap.transfer import Transfer
 from numba_swap.versions import DriverVersion
 
 if TYPE_CHECKING:
+    from numba_swap.bench.calibrate import calibrate
     from numba_swap.info import driver_info
     from numba_swap.simulation import simulate
 
 __all__ = [
     "BadArgumentError",
     "BadPlanError",
+    "CalibrationError",
     "CapturedTransferError",
     "CopyPlan",
     "Decision",
@@ -48,22 +52,32 @@ __all__ = [
     "DriverUnavailableError",
     "DriverVersion",
     "EntryPointNotFoundError",
+    "Estimate",
+    "ExchangePlan",
     "Mode",
     "ModeUnavailableError",
     "NumbaSwapError",
+    "Policy",
     "Transfer",
     "UnsupportedArrayError",
     "__version__",
+    "calibrate",
     "driver_info",
+    "exchange",
     "override",
     "plan_blocks",
+    "plan_exchange",
     "simulate",
     "swap_blocks",
     "swap_blocks_batch",
     "warm_up",
 ]
 
-_LATE = {"driver_info": "numba_swap.info", "simulate": "numba_swap.simulation"}
+_LATE = {
+    "calibrate": "numba_swap.bench.calibrate",
+    "driver_info": "numba_swap.info",
+    "simulate": "numba_swap.simulation",
+}
 
 
 def __getattr__(name: str) -> Any:

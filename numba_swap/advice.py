@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+from numba_swap.calibration import find_costs, reference_costs
 from numba_swap.copies import Direction, no_copies
-from numba_swap.dispatch import Situation, choose, preference
+from numba_swap.costs import Costs, route_key, uniform_load
+from numba_swap.dispatch import Decision, Situation, choose, rank
 from numba_swap.driver.api import Driver
 from numba_swap.driver.candidates import Kind
 from numba_swap.driver.simulated import SimulatedLibrary
-from numba_swap.errors import ModeUnavailableError
+from numba_swap.errors import ModeUnavailableError, NumbaSwapError
 from numba_swap.modes import batch, kernel, loop
 from numba_swap.settings import Mode, Settings, mode_source
 from numba_swap.versions import DriverVersion
@@ -22,12 +24,12 @@ _VERSIONS = [
     for major, minors in ((11, range(3, 9)), (12, range(10)), (13, range(1)))
     for minor in minors
 ]
-# Typical swaps: direction, number of copies, and bytes in all.
+# Typical swaps: direction, number of copies, and bytes of each.
 _TYPICAL = {
-    "one block, host to GPU": (Direction.H2D, 1, 1 << 20),
-    "many blocks of 4 KiB, host to GPU": (Direction.H2D, 8192, 8192 << 12),
-    "many blocks of 1 MiB, host to GPU": (Direction.H2D, 1024, 1 << 30),
-    "many blocks of 64 KiB, within the GPU": (Direction.D2D, 1024, 1024 << 16),
+    "one block, host to GPU": (Direction.H2D, 1, 4 << 10),
+    "many blocks of 4 KiB, host to GPU": (Direction.H2D, 8192, 4 << 10),
+    "many blocks of 1 MiB, host to GPU": (Direction.H2D, 1024, 1 << 20),
+    "many blocks of 64 KiB, within the GPU": (Direction.D2D, 1024, 64 << 10),
 }
 # The one for which the driver makes the greatest difference.
 _TELLING = "many blocks of 1 MiB, host to GPU"
@@ -59,12 +61,33 @@ def choose_mode(
         obstacle: str | None = modules[mode].why_not(driver, no_copies(), situation)
         return obstacle
 
+    direction, copies, nbytes = _TYPICAL[swap]
+    ranked = rank(_costs(driver), uniform_load(route_key(direction), copies, nbytes), situation)
     try:
-        modes, merit = preference(*_TYPICAL[swap])
-        mode, reason, _ = choose(settings.mode, mode_source(), modes, merit, why_not)
+        mode, rejected = choose(settings.mode, ranked, why_not)
     except ModeUnavailableError as error:
         return None, str(error)
-    return mode, reason
+    decision = Decision(
+        mode,
+        situation.driver_version,
+        direction,
+        copies,
+        copies * nbytes,
+        ranked,
+        rejected,
+        "" if settings.mode is None else mode_source(),
+        situation.policy,
+    )
+    return mode, decision.reason
+
+
+def _costs(driver: Driver) -> Costs:
+    """Return the costs to choose by; the shipped ones where there is no device to look up."""
+    try:
+        driver.initialize()
+    except NumbaSwapError:
+        return reference_costs()
+    return find_costs(driver, 0)
 
 
 def list_typical_swaps(driver: Driver, settings: Settings) -> list[dict[str, Any]]:

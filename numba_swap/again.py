@@ -15,14 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_swap.blocks import match_blocks
+from numba_swap.calibration import find_costs
 from numba_swap.copies import Copies, Direction
-from numba_swap.dispatch import Decision, preference
+from numba_swap.costs import load_of, uniform_load
+from numba_swap.decide import How
+from numba_swap.dispatch import Decision, Situation, rank
 from numba_swap.driver.api import Driver
 from numba_swap.in_flight import InFlight
 from numba_swap.memory import view_array
 from numba_swap.modes import kernel
 from numba_swap.plan import may_be_grouped
-from numba_swap.settings import Mode, Settings, current_settings
+from numba_swap.settings import Mode, Policy, Settings, current_settings
 from numba_swap.streams import stream_handle
 from numba_swap.transfer import Transfer
 
@@ -35,23 +38,45 @@ Key = tuple[int, int, int]
 
 
 class Run(NamedTuple):
-    """How copies ran as a kernel, with what this followed from."""
+    """How copies ran as a kernel, with what this followed from.
 
-    mode: Mode | str
-    max_blocks: int | None
+    Attributes
+    ----------
+    how : How
+        What the user said.
+    settings : Settings
+        What was in force.
+    handle, context, device : int
+        The stream, its context and its device.
+    most_blocks : int or None
+        The most thread blocks that the launch was allowed.
+    decision : Decision
+        What followed.
+    """
+
+    how: How
     settings: Settings
     handle: int
     context: int
     device: int
+    most_blocks: int | None
     decision: Decision
 
-    def holds(self, stream: object, mode: Mode | str, max_blocks: int | None) -> bool:
+    def holds(
+        self,
+        stream: object,
+        mode: Mode | str,
+        max_blocks: int | None,
+        policy: Policy | str | None,
+    ) -> bool:
         """Whether the same would follow from these arguments here and now."""
+        how = self.how
         return (
             # Asked anew: an object may stand for "the current stream".
             (stream if type(stream) is int and stream else stream_handle(stream)) == self.handle
-            and mode == self.mode
-            and max_blocks == self.max_blocks
+            and mode == how.mode
+            and max_blocks == how.max_blocks
+            and policy == how.policy
             and current_settings() is self.settings
         )
 
@@ -85,13 +110,14 @@ class Recipe:
         self._src, self._dst = weakref.ref(src), weakref.ref(dst)
         self._states = _state(src), _state(dst)
         self._run = run
-        launch = kernel.prepared_launch(copies)
+        launch = kernel.find_launch(copies, run.device, run.most_blocks)
         self._threads, self._most_blocks = launch.threads, launch.most_blocks
         source, destination = view_array(src, "src"), view_array(dst, "dst")
         layout = match_blocks(source, destination, block_axis, "src and dst")
         self.tangled = layout.tangled
         self._size = layout.run_bytes
-        self._direction = copies.direction
+        self._route = load_of(copies).route
+        self._alignment_bits = copies.alignment_bits
         self._items_a_row, self._team = launch.arguments[3], launch.arguments[5]
         addresses = (
             source.address + layout.src_extent[0],
@@ -125,9 +151,7 @@ class Recipe:
         src: Any,
         dst: Any,
         mapping: Any,
-        stream: Any,
-        mode: Mode | str,
-        max_blocks: int | None,
+        how: How,
     ) -> Transfer | None:
         """Swap other blocks; None, with nothing done, if this needs the long way."""
         run = self._run
@@ -136,7 +160,7 @@ class Recipe:
             or mapping.dtype is not _INT64
             or mapping.ndim != 2
             or not mapping.flags.carray
-            or not run.holds(stream, mode, max_blocks)
+            or not run.holds(how.stream, how.mode, how.max_blocks, how.policy)
             or not self.is_of(driver, src, dst)
         ):
             return None
@@ -146,7 +170,7 @@ class Recipe:
         if rows not in self._decisions:
             if len(self._decisions) >= _MOST_DECISIONS:
                 self._decisions.clear()
-            self._decisions[rows] = self._decide(rows)
+            self._decisions[rows] = self._decide(driver, rows)
         decision = self._decisions[rows]
         if decision is None:
             return None
@@ -157,7 +181,7 @@ class Recipe:
             if event:
                 driver.pools.give_event(run.context, event)
             return None
-        work = InFlight(driver, run.context, (buffer, src, dst, stream), False, event)
+        work = InFlight(driver, run.context, (buffer, src, dst, how.stream), False, event)
         try:
             launched = driver.swap_again(
                 self._constants,
@@ -186,16 +210,29 @@ class Recipe:
             and (_state(src), _state(dst)) == self._states
         )
 
-    def _decide(self, rows: int) -> Decision | None:
+    def _decide(self, driver: Driver, rows: int) -> Decision | None:
         """Return the decision for so many rows; None if it is not the kernel."""
-        decision, nbytes = self._run.decision, rows * self._size
-        merit = decision.reason
+        run = self._run
+        load = uniform_load(self._route, rows, self._size, self._alignment_bits)
+        decision = run.decision
         if not decision.forced:
-            modes, merit = preference(self._direction, rows, nbytes)
-            if modes[0] is not Mode.KERNEL:
+            costs = find_costs(driver, run.device)
+            policy = decision.policy
+            situation = Situation(
+                decision.driver_version,
+                False,
+                run.handle,
+                run.context,
+                False,
+                run.device,
+                run.most_blocks,
+                policy,
+            )
+            ranked = rank(costs, load, situation)
+            if ranked[0][1] is not Mode.KERNEL:
                 return None
-            decision = decision._replace(reason=merit, rejected={})
-        return decision._replace(copies=rows, nbytes=nbytes)
+            decision = decision._replace(ranked=ranked, rejected={})
+        return decision._replace(copies=rows, nbytes=load.nbytes)
 
 
 def _state(array: Any) -> object:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from numba_swap._version import __version__
 from numba_swap.errors import NumbaSwapError
@@ -62,12 +63,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--simulate", action="store_true", help="even if there is a GPU")
     demo.set_defaults(run=_demo)
+    _add_explain(commands)
+    _add_calibrate(commands)
     parsed = parser.parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
     except (NumbaSwapError, ValueError) as error:
         parser.exit(2, f"numba-swap: error: {error}\n")
     return status
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="which mode a copy would get, and why",
+        description="Say which mode a copy would get, and why: every mode, whether it is allowed, "
+        "and its predicted time. Nothing is copied, and no GPU is needed.",
+    )
+    explain.add_argument(
+        "--sizes", required=True, metavar="LIST", help="lengths of the copies: 4KiB,1MiB"
+    )
+    explain.add_argument("--count", type=int, default=1024, help="copies in all (default: 1024)")
+    explain.add_argument("--direction", choices=("h2d", "d2h", "d2d"), default="h2d")
+    explain.add_argument(
+        "--memory",
+        choices=("pinned", "pageable", "managed"),
+        default="pinned",
+        help="what the host side is (default: pinned)",
+    )
+    explain.add_argument(
+        "--driver-version", metavar="VERSION", help="answer for this driver: 12.4 for example"
+    )
+    explain.add_argument("--capturing", action="store_true", help="into a CUDA graph")
+    explain.add_argument("--mode", default="auto", help="force this mode")
+    explain.add_argument(
+        "--policy", choices=("throughput", "overlap", "latency"), default="throughput"
+    )
+    explain.add_argument("--max-blocks", type=int, help="the most thread blocks of a kernel")
+    explain.set_defaults(run=_explain)
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure what copies cost here, to choose modes by it",
+        description="Measure what copies cost in each mode on this machine, and choose by that "
+        "from now on. It takes about ten seconds and should have the GPU to itself.",
+    )
+    calibrate.add_argument(
+        "--no-store", action="store_true", help="only show it; later processes do not use it"
+    )
+    calibrate.set_defaults(run=_calibrate)
 
 
 def _field_size(text: str) -> int:
@@ -103,4 +149,34 @@ def _demo(parsed: argparse.Namespace) -> int:
         return 1
     if rows[0].decision.simulated:
         print("No GPU was used: every driver above is simulated, and its time measures nothing.")
+    return 0
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from numba_swap.memory import MemoryKind
+    from numba_swap.scenario import DIRECTIONS, explain_copy, parse_size
+    from numba_swap.settings import check_positive
+
+    check_positive(parsed.count, "--count")
+    if parsed.max_blocks is not None:
+        check_positive(parsed.max_blocks, "--max-blocks")
+    decision = explain_copy(
+        DIRECTIONS[parsed.direction],
+        [parse_size(size) for size in parsed.sizes.split(",")],
+        parsed.count,
+        driver_version=parsed.driver_version,
+        host_memory=MemoryKind(parsed.memory),
+        capturing=parsed.capturing,
+        mode=parsed.mode,
+        policy=parsed.policy,
+        max_blocks=parsed.max_blocks,
+    )
+    print(decision.table())
+    return 0
+
+
+def _calibrate(parsed: argparse.Namespace) -> int:
+    from numba_swap.bench.calibrate import run_with_progress
+
+    run_with_progress(store=not parsed.no_store)
     return 0

@@ -130,7 +130,7 @@ class Copies:
         return self.sources + self.destinations
 
 
-_SIDES = {
+SIDES = {
     MemoryKind.DEVICE: "device",
     MemoryKind.MANAGED: "device",
     MemoryKind.PINNED: "host",
@@ -153,7 +153,7 @@ def _route(
     for allocations in (sources, destinations):
         side = None
         for allocation in allocations:
-            here = _SIDES[allocation.kind]
+            here = SIDES[allocation.kind]
             side = here if side in (None, here) else "both"
             if allocation.kind is MemoryKind.DEVICE and device is None:
                 device = allocation.device

@@ -1,4 +1,4 @@
-"""Which mode runs a copy, and why: a pure function of what is known before the copy."""
+"""Which mode runs a copy, and why: pure functions of what is known before the copy."""
 
 from __future__ import annotations
 
@@ -8,14 +8,25 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from numba_swap.copies import Direction
+from numba_swap.costs import CLASSES, Costs, Load, split_load
 from numba_swap.errors import ModeUnavailableError
-from numba_swap.settings import Mode
+from numba_swap.settings import Mode, Policy
 from numba_swap.versions import DriverVersion
 
-# Measured on an H200 (driver 580, PCIe 5): see `preference`.
-_FEW_COPIES = 2
-_LONG_BYTES = {Direction.H2D: 64 << 10, Direction.D2H: 256 << 10, Direction.H2H: 256 << 10}
-_MUCH_BYTES = 32 << 20
+# Policy "overlap": thread blocks that a kernel may have, and how much slower copy engines may be.
+# On an H200 four blocks of 512 threads move 8 KiB blocks at 0.76 of a host link beside a matrix
+# product, and slow it by less than 3 %; within the device more are needed to get anywhere.
+_OVERLAP_BLOCKS = 4
+_OVERLAP_BLOCKS_WITHIN_DEVICE = 16
+_OVERLAP_PATIENCE = 1.25
+
+# With both directions of a host link busy, kernels take longer over their bytes than copy engines
+# do (66 GB/s in sum instead of 90), and the host has to submit the copies of both.
+_DUPLEX_KERNEL_FACTOR = 1.4
+_DUPLEX_HOST_US_A_COPY = 2.0
+
+# A split has to save so much of the predicted time, for it costs host time and streams.
+_SPLIT_GAIN = 0.99
 
 
 class Situation(NamedTuple):
@@ -37,6 +48,12 @@ class Situation(NamedTuple):
         The GPU that the work runs on.
     max_blocks : int or None
         The most thread blocks that a kernel may have.
+    policy : Policy
+        What the choice is to be good for.
+    lane : int
+        0 for a swap of its own; else which of several parts that run side by side.
+    duplex : bool
+        Whether the other direction of the host link is busy meanwhile.
     """
 
     driver_version: DriverVersion
@@ -46,11 +63,37 @@ class Situation(NamedTuple):
     capturing: bool
     device: int
     max_blocks: int | None = None
+    policy: Policy = Policy.THROUGHPUT
+    lane: int = 0
+    duplex: bool = False
 
     @property
     def driver_words(self) -> str:
         """The driver in words, for reasons."""
         return f"driver {self.driver_version}{' (pretended)' if self.pretended else ''}"
+
+    @property
+    def may_fork(self) -> bool:
+        """Whether private streams may be used: a graph keeps its one stream, and so does haste."""
+        return not self.capturing and self.policy is not Policy.LATENCY
+
+
+class Estimate(NamedTuple):
+    """What is to be said of one mode for a copy.
+
+    Attributes
+    ----------
+    mode : Mode
+        The mode.
+    predicted_us : float
+        Predicted time from call to completion; infinite if nothing is known.
+    obstacle : str or None
+        Why it cannot run; None if it can.
+    """
+
+    mode: Mode
+    predicted_us: float
+    obstacle: str | None
 
 
 class Decision(NamedTuple):
@@ -59,100 +102,241 @@ class Decision(NamedTuple):
     Attributes
     ----------
     mode : Mode
-        The mode.
-    reason : str
-        One sentence.
+        The mode; of several parts, that of the one with the most bytes.
     driver_version : DriverVersion
         The driver version that counted.
-    rejected : mapping of Mode to str
-        The modes that were looked at before this one, and why they cannot run this copy.
     direction : Direction
         Between which sides the bytes move.
     copies, nbytes : int
         How many copies, after merging, and how many bytes in all.
+    ranked : tuple of (float, Mode)
+        Predicted microseconds from call to completion and mode, in the order of merit.
+    rejected : mapping of Mode to str
+        The modes that were looked at before this one, and why they cannot run this copy.
+    forced_by : str
+        Who asked for the mode: the argument, `override` or the environment; empty if nobody.
+    policy : Policy
+        What the choice was to be good for.
     simulated : bool
         Whether the driver is simulated.
-    forced : bool
-        Whether the mode was asked for, by the argument, `override` or the environment.
+    costs_source : str
+        What the predictions rest on.
+    parts : tuple of Decision
+        Where the swap runs as several parts at once, the decision of each; else empty.
+    note : str
+        The reason, where it is none of the usual ones.
+    estimates : tuple of Estimate
+        All modes, for a decision that `explain` made; else empty.
     """
 
     mode: Mode
-    reason: str
     driver_version: DriverVersion
+    direction: Direction
+    copies: int
+    nbytes: int
+    ranked: tuple[tuple[float, Mode], ...] = ()
     rejected: Mapping[Mode, str] = MappingProxyType({})
-    direction: Direction = Direction.MIXED
-    copies: int = 0
-    nbytes: int = 0
+    forced_by: str = ""
+    policy: Policy = Policy.THROUGHPUT
     simulated: bool = False
-    forced: bool = False
+    costs_source: str = ""
+    parts: tuple[Decision, ...] = ()
+    note: str = ""
+    estimates: tuple[Estimate, ...] = ()
+
+    @property
+    def forced(self) -> bool:
+        """Whether the mode was asked for."""
+        return bool(self.forced_by)
+
+    @property
+    def reason(self) -> str:
+        """Why, in one sentence."""
+        if self.note:
+            return self.note
+        if self.forced_by:
+            return f"forced by {self.forced_by}"
+        merit = merit_of(self.ranked, self.policy)
+        if not self.rejected:
+            return merit
+        obstacles = "; ".join(f"no {other}: {why}" for other, why in self.rejected.items())
+        return f"{merit}, but {obstacles}; so {self.mode}"
+
+    @property
+    def predicted_us(self) -> float | None:
+        """The predicted time from call to completion in microseconds; None if none is known.
+
+        Parts share the link, so their times add up.
+        """
+        if self.parts:
+            times = [part.predicted_us for part in self.parts]
+            return None if None in times else sum(time for time in times if time is not None)
+        return next((us for us, mode in self.ranked if mode is self.mode and us < math.inf), None)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Every mode that takes part, without repetition."""
+        return tuple(dict.fromkeys(part.mode for part in self.parts)) or (self.mode,)
 
     def __str__(self) -> str:
         simulated = "simulated " if self.simulated else ""
         return (
-            f"{self.mode} for {self.copies} {'copy' if self.copies == 1 else 'copies'}, "
+            f"{' and '.join(self.modes)} for {self.copies} "
+            f"{'copy' if self.copies == 1 else 'copies'}, "
             f"{self.nbytes} bytes, {self.direction}, "
             f"{simulated}driver {self.driver_version}: {self.reason}"
         )
 
+    def table(self) -> str:
+        """Return a table of all modes: allowed or not, predicted time, chosen.
 
-def preference(direction: Direction, copies: int, nbytes: int) -> tuple[tuple[Mode, ...], str]:
-    """Order the modes by speed.
+        A decision that `explain` did not make knows only the modes that were looked at.
+        """
+        lines = [str(self), ""]
+        rows = [("mode", "predicted", "chosen", "why not")]
+        for mode, predicted_us, obstacle in self.estimates or self._known():
+            rows.append(
+                (
+                    str(mode),
+                    "-" if obstacle or predicted_us == math.inf else in_words(predicted_us),
+                    "yes" if mode in self.modes else "",
+                    obstacle or "",
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines += [
+            "  ".join(
+                [*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]
+            ).rstrip()
+            for row in rows
+        ]
+        if self.parts:
+            lines += ["", "at once:"]
+            lines += [
+                f"  {part.mode}, {part.copies} {'copy' if part.copies == 1 else 'copies'}, "
+                f"{part.nbytes} bytes, {part.direction}"
+                + (f", {in_words(part.predicted_us)}" if part.predicted_us is not None else "")
+                for part in self.parts
+            ]
+        if self.costs_source:
+            lines += ["", f"predicted from {self.costs_source}"]
+        return "\n".join(lines)
+
+    def _known(self) -> tuple[Estimate, ...]:
+        known = {mode: us for us, mode in self.ranked}
+        chosen = [Estimate(mode, known.get(mode, math.inf), None) for mode in self.modes]
+        return (*chosen, *(Estimate(m, math.inf, why) for m, why in self.rejected.items()))
+
+
+def in_words(microseconds: float) -> str:
+    """Return a time for people: three digits are more than a prediction is worth."""
+    if microseconds >= 99_950:
+        return f"{microseconds / 1e6:.2f} s"
+    if microseconds >= 9_995:
+        return f"{microseconds / 1e3:.1f} ms"
+    return f"{microseconds:.0f} us"
+
+
+def policy_blocks(policy: Policy, direction: Direction, max_blocks: int | None) -> int | None:
+    """Return the most thread blocks that a kernel may have; None for no limit."""
+    if policy is not Policy.OVERLAP:
+        return max_blocks
+    within = direction is Direction.D2D
+    blocks = _OVERLAP_BLOCKS_WITHIN_DEVICE if within else _OVERLAP_BLOCKS
+    return blocks if max_blocks is None else min(blocks, max_blocks)
+
+
+def rank(costs: Costs, load: Load, situation: Situation) -> tuple[tuple[float, Mode], ...]:
+    """Order the modes by merit.
 
     Parameters
     ----------
-    direction : Direction
-        Between which sides the bytes move.
-    copies, nbytes : int
-        How many copies, and how many bytes in all.
+    costs : Costs
+        What to predict with.
+    load : Load
+        What is copied.
+    situation : Situation
+        Under which circumstances.
 
     Returns
     -------
-    modes : tuple of Mode
-        From the fastest to the slowest.
-    why : str
-        Why the first is the fastest.
-
-    Notes
-    -----
-    The thresholds were measured on one machine, an H200 with driver 580 on PCIe 5. A driver call
-    costs about a microsecond a copy, a kernel launch some 10 microseconds in all, and copy engines
-    reach a few per cent more of a host link than a kernel does.
+    tuple of (float, Mode)
+        Predicted microseconds and mode, the best first.
     """
-    if copies == 0:
-        return (Mode.LOOP, Mode.KERNEL, Mode.BATCH), "there is nothing to copy"
-    if copies <= _FEW_COPIES:
-        return (Mode.LOOP, Mode.KERNEL, Mode.BATCH), "so few copies are one driver call each"
-    mean = nbytes // copies
-    if mean >= _LONG_BYTES.get(direction, math.inf) and nbytes >= _MUCH_BYTES:
-        return (
-            (Mode.BATCH, Mode.KERNEL, Mode.LOOP),
-            f"many copies of {mean} bytes on average are fastest with the copy engines",
-        )
-    return (
-        (Mode.KERNEL, Mode.BATCH, Mode.LOOP),
-        f"for copies of {mean} bytes on average, {nbytes} in all, one kernel is fastest",
-    )
+    predicted = costs.predict(load, max_blocks=situation.max_blocks, spread=situation.may_fork)
+    if situation.duplex:
+        host_us = load.copies * _DUPLEX_HOST_US_A_COPY
+        predicted = [
+            (us * _DUPLEX_KERNEL_FACTOR if mode is Mode.KERNEL else max(us, host_us), mode)
+            for us, mode in predicted
+        ]
+    if situation.policy is Policy.OVERLAP:
+        predicted.sort(key=_with_patience)
+    else:
+        predicted.sort(key=_first)
+    return tuple(predicted)
+
+
+def _with_patience(item: tuple[float, Mode]) -> float:
+    return item[0] * _OVERLAP_PATIENCE if item[1] is Mode.KERNEL else item[0]
+
+
+def _first(item: tuple[float, Mode]) -> float:
+    return item[0]
+
+
+def merit_of(ranked: Sequence[tuple[float, Mode]], policy: Policy) -> str:
+    """Return a ranking as a clause for a reason."""
+    words = ", ".join([f"{mode} {in_words(us)}" for us, mode in ranked if us < math.inf])
+    if policy is Policy.THROUGHPUT:
+        return f"predicted: {words}"
+    return f"for {policy}, predicted: {words}"
+
+
+def best_split(costs: Costs, load: Load, situation: Situation) -> tuple[int, float] | None:
+    """Return how to share copies between the kernel and the copy engines, if that pays.
+
+    The short copies go to the kernel, the long ones to the batch, at the same time. Both are
+    limited by the same link, so their times add up; what is gained is that each does what it is
+    better at.
+
+    Returns
+    -------
+    edge : int
+        The class of lengths with which the long copies begin.
+    predicted_us : float
+        The predicted time.
+    """
+    best: tuple[int, float] | None = None
+    single = min(costs.predict(load, max_blocks=situation.max_blocks))[0]
+    for edge in range(1, CLASSES):
+        short, long = split_load(load, edge)
+        if not (short.copies and long.copies):
+            continue
+        predicted = _of(Mode.KERNEL, costs.predict(short, max_blocks=situation.max_blocks))
+        predicted += _of(Mode.BATCH, costs.predict(long))
+        if predicted < _SPLIT_GAIN * single and (best is None or predicted < best[1]):
+            best = edge, predicted
+    return best
+
+
+def _of(mode: Mode, predicted: Sequence[tuple[float, Mode]]) -> float:
+    return next(us for us, other in predicted if other is mode)
 
 
 def choose(
     forced: Mode | None,
-    forced_by: str,
-    modes: Sequence[Mode],
-    merit: str,
+    ranked: Sequence[tuple[float, Mode]],
     why_not: Callable[[Mode], str | None],
-) -> tuple[Mode, str, dict[Mode, str]]:
+) -> tuple[Mode, Mapping[Mode, str]]:
     """Choose a mode.
 
     Parameters
     ----------
     forced : Mode or None
         The only mode to consider, if there is one.
-    forced_by : str
-        Who forces it, for the reason.
-    modes : sequence of Mode
+    ranked : sequence of (float, Mode)
         What to try, the best first, where nothing is forced.
-    merit : str
-        Why the first of them is the best.
     why_not : callable
         Why a mode cannot run this copy; None if it can. Asked in order, and no further than
         needed.
@@ -161,9 +345,7 @@ def choose(
     -------
     mode : Mode
         The mode.
-    reason : str
-        Why, in one sentence.
-    rejected : dict
+    rejected : mapping of Mode to str
         The modes that were looked at first, and why they cannot run.
 
     Raises
@@ -175,14 +357,17 @@ def choose(
         obstacle = why_not(forced)
         if obstacle is not None:
             raise ModeUnavailableError(forced, obstacle)
-        return forced, f"forced by {forced_by}", {}
-    rejected: dict[Mode, str] = {}
-    for mode in modes:
+        return forced, _NOTHING
+    obstacle = why_not(ranked[0][1])
+    if obstacle is None:
+        return ranked[0][1], _NOTHING
+    rejected = {ranked[0][1]: obstacle}
+    for _, mode in ranked[1:]:
         obstacle = why_not(mode)
         if obstacle is None:
-            if not rejected:
-                return mode, merit, rejected
-            obstacles = "; ".join(f"no {other}: {why}" for other, why in rejected.items())
-            return mode, f"{merit}, but {obstacles}; so {mode}", rejected
+            return mode, rejected
         rejected[mode] = obstacle
     raise ModeUnavailableError("auto", "; ".join(f"{m}: {why}" for m, why in rejected.items()))
+
+
+_NOTHING: Mapping[Mode, str] = MappingProxyType({})

@@ -107,3 +107,7 @@ class CapturedTransferError(NumbaSwapError):
 
     It runs when the graph is launched, as often as it is launched: wait for the launch.
     """
+
+
+class CalibrationError(NumbaSwapError):
+    """A calibration cannot be made, or the file of one is broken."""

@@ -64,7 +64,7 @@ def plan_array_blocks(
     BadPlanError, UnsupportedArrayError
         If the copies are not possible or not well defined.
     """
-    mapping = _read_mapping(block_mapping)
+    mapping = read_mapping(block_mapping)
     if not isinstance(src, (list, tuple)) and not isinstance(dst, (list, tuple)):
         layers = [_plan_layer(driver, src, dst, mapping, block_axis, "")]
     else:
@@ -183,11 +183,18 @@ def _what(values: Any, array: npt.NDArray[Any]) -> str:
     return f"the shape {array.shape}" if array.ndim else f"a {type(values).__name__}"
 
 
-def _read_mapping(block_mapping: Any) -> Ids:
-    mapping = _read_integers(block_mapping, "block_mapping", 2)
+def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Ids:
+    """Read a block mapping as rows of int64.
+
+    Raises
+    ------
+    BadPlanError, UnsupportedArrayError
+        If it is none; the message calls it `name`.
+    """
+    mapping = _read_integers(block_mapping, name, 2)
     if mapping.shape[1] != 2:
         raise BadPlanError(
-            "block_mapping must have rows of two columns, source block and destination block, not "
+            f"{name} must have rows of two columns, source block and destination block, not "
             f"the shape {mapping.shape}"
         )
     return mapping

@@ -1,4 +1,4 @@
-"""What a user can force: the mode, how new the driver may pretend to be, the batch's length.
+"""What a user can force: mode, policy, how new the driver may pretend to be, the batch's length.
 
 From the strongest to the weakest: the ``mode=`` argument of a call, `override`, the environment.
 """
@@ -18,6 +18,7 @@ from numba_swap.errors import BadArgumentError
 from numba_swap.versions import DriverVersion, DriverVersionLike
 
 MODE_VARIABLE = "NUMBA_SWAP_MODE"
+POLICY_VARIABLE = "NUMBA_SWAP_POLICY"
 DRIVER_VERSION_VARIABLE = "NUMBA_SWAP_DRIVER_VERSION"
 BATCH_DESCRIPTORS_VARIABLE = "NUMBA_SWAP_BATCH_DESCRIPTORS"
 
@@ -45,6 +46,27 @@ class Mode(enum.StrEnum):
     KERNEL = "kernel"
 
 
+class Policy(enum.StrEnum):
+    """What a choice of the mode is to be good for.
+
+    Attributes
+    ----------
+    THROUGHPUT
+        The least predicted time from call to completion, with all means: private streams, and
+        several parts at once.
+    OVERLAP
+        Leave the GPU's multiprocessors to other kernels: copy engines where they are nearly as
+        fast, else a kernel of few thread blocks.
+    LATENCY
+        The least predicted time for a swap submitted in its own stream, as one piece: no private
+        streams, no parts.
+    """
+
+    THROUGHPUT = "throughput"
+    OVERLAP = "overlap"
+    LATENCY = "latency"
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is forced; None where nothing is.
@@ -57,11 +79,14 @@ class Settings:
         The newest driver to pretend; a newer one is treated as this version.
     batch_descriptors : int
         The most copies that one call of ``cuMemcpyBatchAsync`` is given.
+    policy : Policy
+        What the choice is to be good for, where a call does not say.
     """
 
     mode: Mode | None = None
     driver_version: DriverVersion | None = None
     batch_descriptors: int = DEFAULT_BATCH_DESCRIPTORS
+    policy: Policy = Policy.THROUGHPUT
 
     def cap(self, version: DriverVersion) -> DriverVersion:
         """Return the version that counts for a driver of this version."""
@@ -88,6 +113,23 @@ def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
         ) from None
 
 
+def parse_policy(value: Policy | str, source: str = "policy") -> Policy:
+    """Read a policy as a user may give it.
+
+    Raises
+    ------
+    BadArgumentError
+        If it names no policy; the message says where the value came from.
+    """
+    try:
+        return Policy(value.strip().lower() if isinstance(value, str) else value)
+    except ValueError:
+        choices = ", ".join(repr(str(policy)) for policy in Policy)
+        raise BadArgumentError(
+            f"{source}={value!r} is no policy: choose one of {choices}"
+        ) from None
+
+
 def check_positive(value: Any, name: str) -> None:
     """Refuse what is no positive integer.
 
@@ -101,7 +143,7 @@ def check_positive(value: Any, name: str) -> None:
 
 
 def settings_from_environment(environment: Mapping[str, str]) -> Settings:
-    """Read the three variables; empty ones count as not set.
+    """Read the variables; empty ones count as not set.
 
     Raises
     ------
@@ -119,7 +161,13 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings:
         raise BadArgumentError(
             f"{BATCH_DESCRIPTORS_VARIABLE}={descriptors!r} is no positive number"
         )
-    return Settings(parse_mode(mode, MODE_VARIABLE), cap, int(descriptors))
+    policy = environment.get(POLICY_VARIABLE) or Policy.THROUGHPUT
+    return Settings(
+        parse_mode(mode, MODE_VARIABLE),
+        cap,
+        int(descriptors),
+        parse_policy(policy, POLICY_VARIABLE),
+    )
 
 
 @cache
@@ -149,6 +197,7 @@ def override(
     mode: Mode | str | None = None,
     driver_version: DriverVersionLike | None = None,
     batch_descriptors: int | None = None,
+    policy: Policy | str | None = None,
 ) -> Iterator[Settings]:
     """Force a mode, or pretend an older driver, for the calls inside.
 
@@ -162,6 +211,8 @@ def override(
         hidden. A version above the real one changes nothing.
     batch_descriptors : int, optional
         The most copies to give to one call of ``cuMemcpyBatchAsync``; 128 if nothing is said.
+    policy : Policy or str, optional
+        What ``mode="auto"`` is to be good for: ``"throughput"``, ``"overlap"`` or ``"latency"``.
 
     Yields
     ------
@@ -188,6 +239,7 @@ def override(
         outer.mode if mode is None else parse_mode(mode),
         outer.driver_version if driver_version is None else DriverVersion.parse(driver_version),
         outer.batch_descriptors if batch_descriptors is None else batch_descriptors,
+        outer.policy if policy is None else parse_policy(policy),
     )
     token = _override.set(settings)
     try:

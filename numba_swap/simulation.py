@@ -7,7 +7,7 @@ import ctypes
 import weakref
 from collections.abc import Iterator
 from types import EllipsisType, NoneType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -135,9 +135,9 @@ class SimulatedGPU:
         The driver that numba_swap uses meanwhile.
     """
 
-    def __init__(self, version: DriverVersion) -> None:
-        self.library = SimulatedLibrary(version)
-        self.driver = Driver(self.library)
+    def __init__(self, driver: Driver) -> None:
+        self.library = cast("SimulatedLibrary", driver.library)
+        self.driver = driver
 
     def device_array(self, shape: Shape, dtype: npt.DTypeLike = np.float64) -> SimulatedDeviceArray:
         """Return an array in device memory, uninitialised."""
@@ -211,7 +211,7 @@ def simulate(driver_version: DriverVersionLike = (13, 0)) -> Iterator[SimulatedG
     ...     array[1:].copy_to_host()
     array([2., 3.])
     """
-    gpu = SimulatedGPU(DriverVersion.parse(driver_version))
+    gpu = SimulatedGPU(Driver(SimulatedLibrary(DriverVersion.parse(driver_version))))
     library = gpu.library
     enter_driver(gpu.driver)
     try:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
+from numba_swap import decide
 from numba_swap.again import Run, find_recipe, keep_recipe
 from numba_swap.copies import Copies, no_copies
-from numba_swap.dispatch import Decision, Situation, choose, preference
+from numba_swap.decide import How
+from numba_swap.dispatch import Decision, Situation
 from numba_swap.driver.api import Driver
 from numba_swap.driver.current import current_driver
-from numba_swap.errors import CapturedTransferError, ModeUnavailableError
+from numba_swap.errors import ModeUnavailableError
 from numba_swap.in_flight import InFlight
-from numba_swap.modes import batch, kernel, loop
+from numba_swap.modes import kernel
 from numba_swap.plan import plan_array_blocks, plan_pointers
-from numba_swap.settings import Mode, check_positive, current_settings, mode_source, parse_mode
-from numba_swap.streams import same_stream, stream_handle
+from numba_swap.settings import Mode, Policy, current_settings
 from numba_swap.transfer import Transfer
-
-_log = logging.getLogger("numba_swap")
-_T = TypeVar("_T")
-
-_MODES: dict[Mode, ModuleType] = {Mode.BATCH: batch, Mode.LOOP: loop, Mode.KERNEL: kernel}
 
 
 class CopyPlan:
@@ -55,7 +47,12 @@ class CopyPlan:
         return f"<CopyPlan: {len(self)} copies, {self.nbytes} bytes, {self._copies.direction}>"
 
     def run(
-        self, stream: Any = None, mode: Mode | str = "auto", *, max_blocks: int | None = None
+        self,
+        stream: Any = None,
+        mode: Mode | str = "auto",
+        *,
+        policy: Policy | str | None = None,
+        max_blocks: int | None = None,
     ) -> Transfer:
         """Enqueue the copies and return at once.
 
@@ -66,6 +63,9 @@ class CopyPlan:
             None is Numba's default stream.
         mode : {"auto", "batch", "loop", "kernel"} or Mode
             How to copy.
+        policy : {"throughput", "overlap", "latency"} or Policy, optional
+            What mode ``"auto"`` is to be good for (see `Policy`); by default what `override` or
+            the environment says, else ``"throughput"``.
         max_blocks : int, optional
             The most thread blocks that a kernel may have, to leave room for other kernels.
 
@@ -82,10 +82,10 @@ class CopyPlan:
             If the driver refuses; it names the copy at fault and says what was submitted.
         """
         last = self._last
-        if last is not None and last.holds(stream, mode, max_blocks):
+        if last is not None and last.holds(stream, mode, max_blocks, policy):
             event = self._driver.pools.spare_event(last.context)
             if not event:  # to make one, the context would have to be current
-                return self._in_context(stream, mode, max_blocks, self._submit)
+                return self._run(How(stream, mode, max_blocks, policy))
             work = InFlight(self._driver, last.context, (self._copies, stream), False, event)
             try:
                 launched = kernel.submit_again(
@@ -95,7 +95,7 @@ class CopyPlan:
                     stream=last.handle,
                     context=last.context,
                     device=last.device,
-                    max_blocks=max_blocks,
+                    max_blocks=last.most_blocks,
                 )
             except BaseException:
                 work.close_after_failure(last.handle)
@@ -103,158 +103,79 @@ class CopyPlan:
             if launched:
                 return Transfer(work, last.decision, False)
             work.cancel()
-        return self._in_context(stream, mode, max_blocks, self._submit)
+        return self._run(How(stream, mode, max_blocks, policy))
 
     def explain(
-        self, stream: Any = None, mode: Mode | str = "auto", *, max_blocks: int | None = None
+        self,
+        stream: Any = None,
+        mode: Mode | str = "auto",
+        *,
+        policy: Policy | str | None = None,
+        max_blocks: int | None = None,
     ) -> Decision:
         """Say which mode `run` would use with these arguments, and why; nothing is copied.
 
         Parameters
         ----------
-        stream, mode, max_blocks
+        stream, mode, policy, max_blocks
             As for `run`.
 
         Returns
         -------
         Decision
-            The mode and the reason.
+            The mode and the reason. Its `Decision.table` shows every mode: whether it is allowed,
+            and if not why, its predicted time, and which is chosen.
 
         Raises
         ------
         ModeUnavailableError
             If a forced mode cannot run these copies.
         """
-
-        def answer(situation: Situation, stream: object, mode: Mode | str) -> Decision:
-            return self._decide(situation, mode)
-
-        return self._in_context(stream, mode, max_blocks, answer)
-
-    def _in_context(
-        self,
-        stream: Any,
-        mode: Mode | str,
-        max_blocks: int | None,
-        action: Callable[[Situation, object, Mode | str], _T],
-    ) -> _T:
-        """Find out what holds for a stream, and act with the stream's context current."""
-        driver = self._driver
-        if max_blocks is not None:
-            check_positive(max_blocks, "max_blocks")
-        handle = stream_handle(stream)
-        device = self._copies.device
-        default = driver.is_default_stream(handle)
-        current, context, capturing = driver.probe(0 if default else handle)
-        if default:
-            # It belongs to whatever context is current: that of the data's device is meant.
-            if device is not None:
-                context = driver.primary_context(device)
-            elif not current:
-                context = driver.primary_context(0)
-        with contextlib.nullcontext() if context == current else driver.activate(context):
-            if default:
-                capturing = driver.probe(handle)[2]
-            situation = self._situation(handle, context, capturing, max_blocks)
-            return action(situation, stream, mode)
-
-    def _situation(
-        self, handle: int, context: int, capturing: bool, max_blocks: int | None
-    ) -> Situation:
-        version = current_settings().cap(self._driver.version)
-        return Situation(
-            version,
-            version < self._driver.version,
-            handle,
-            context,
-            capturing,
-            self._driver.context_device(context),
-            max_blocks,
-        )
-
-    def _decide(self, situation: Situation, mode: Mode | str) -> Decision:
-        copies = self._copies
-        if len(copies) == 0:
-            return self._decision(situation, parse_mode(mode) or Mode.LOOP, "nothing to copy", {})
-        forced, forced_by = parse_mode(mode), "the mode argument"
-        if forced is None:
-            forced, forced_by = current_settings().mode, mode_source()
-        modes, merit = preference(copies.direction, len(copies), copies.nbytes)
-
-        def why_not(candidate: Mode) -> str | None:
-            obstacle: str | None = _MODES[candidate].why_not(self._driver, copies, situation)
-            return obstacle
-
-        chosen, reason, rejected = choose(forced, forced_by, modes, merit, why_not)
-        decision = self._decision(situation, chosen, reason, rejected, forced is not None)
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s", decision)
-        return decision
-
-    def _decision(
-        self,
-        situation: Situation,
-        mode: Mode,
-        reason: str,
-        rejected: dict[Mode, str],
-        forced: bool = False,
-    ) -> Decision:
-        copies = self._copies
-        return Decision(
-            mode,
-            reason,
-            situation.driver_version,
-            rejected,
-            copies.direction,
-            len(copies),
-            copies.nbytes,
-            self._driver.simulated,
-            forced,
-        )
-
-    def _wait_for_producer(self, producer: int, situation: Situation) -> None:
-        """Let the stream wait for what is pending on an array, in the stream the array names.
-
-        Raises
-        ------
-        CapturedTransferError
-            If that stream is being captured, and the copy's is not: waiting would draw the copy
-            into the graph.
-        """
-        driver = self._driver
-        _, context, capturing = driver.probe(producer)
-        if capturing and not situation.capturing:
-            raise CapturedTransferError(
-                f"an array's own stream {producer:#x} is being captured into a CUDA graph: swap in "
-                "that stream"
-            )
-        if capturing == situation.capturing:
-            driver.pools.order(situation.context, producer, situation.stream, context)
-
-    def _submit(self, situation: Situation, stream: object, mode: Mode | str) -> Transfer:
         driver, copies = self._driver, self._copies
-        decision = self._decide(situation, mode)
+        return decide.in_context(
+            driver,
+            copies.device,
+            copies.direction,
+            How(stream, mode, max_blocks, policy),
+            lambda situation: decide.explain(driver, copies, situation, mode),
+        )
+
+    def _run(self, how: How) -> Transfer:
+        copies = self._copies
+        return decide.in_context(
+            self._driver,
+            copies.device,
+            copies.direction,
+            how,
+            lambda situation: self._submit(situation, how),
+        )
+
+    def _submit(self, situation: Situation, how: How) -> Transfer:
+        driver, copies = self._driver, self._copies
+        choice = decide.decide(driver, copies, situation, how.mode)
+        decision = choice.decision
         if len(copies) == 0:
             return Transfer(None, decision, False)
         captured = situation.capturing
-        for producer in copies.producer_streams:
-            if not same_stream(producer, situation.stream):
-                self._wait_for_producer(producer, situation)
-        work = InFlight(driver, situation.context, (copies, stream), captured)
+        if copies.producer_streams:
+            decide.wait_for_producers(driver, copies, situation)
+        work = InFlight(driver, situation.context, (copies, how.stream), captured)
         try:
-            _MODES[decision.mode].submit(driver, copies, situation, work)
+            decide.submit(driver, copies, situation, choice, work)
         except BaseException:
             # A part may have been submitted: its memory must last until that part is over.
             work.close_after_failure(situation.stream)
             raise
-        if decision.mode is Mode.KERNEL and not captured and not copies.producer_streams:
+        if decision.modes == (Mode.KERNEL,) and not (
+            choice.parts or captured or copies.producer_streams
+        ):
             self._last = Run(
-                mode,
-                situation.max_blocks,
+                how,
                 current_settings(),
                 situation.stream,
                 situation.context,
                 situation.device,
+                situation.max_blocks,
                 decision,
             )
         return Transfer(work, decision, captured)
@@ -316,6 +237,7 @@ def swap_blocks(
     block_axis: int = 0,
     stream: Any = None,
     mode: Mode | str = "auto",
+    policy: Policy | str | None = None,
     max_blocks: int | None = None,
 ) -> Transfer:
     """Copy blocks between arrays: ``dst[mapping[i, 1]] = src[mapping[i, 0]]`` for every row.
@@ -329,6 +251,9 @@ def swap_blocks(
         None is Numba's default stream.
     mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
         How to copy; ``"auto"`` chooses by the driver, the memory and the sizes.
+    policy : {"throughput", "overlap", "latency"} or Policy, optional
+        What mode ``"auto"`` is to be good for (see `Policy`); by default what `override` or the
+        environment says, else ``"throughput"``.
     max_blocks : int, optional
         The most thread blocks that a kernel may have, to leave room for other kernels.
 
@@ -345,11 +270,11 @@ def swap_blocks(
     driver = current_driver()
     recipe = find_recipe(src, dst, block_axis)
     if recipe is not None:
-        again = recipe.swap(driver, src, dst, block_mapping, stream, mode, max_blocks)
+        again = recipe.swap(driver, src, dst, block_mapping, How(stream, mode, max_blocks, policy))
         if again is not None:
             return again
     plan = plan_blocks(src, dst, block_mapping, block_axis=block_axis)
-    transfer = plan.run(stream, mode, max_blocks=max_blocks)
+    transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
     if plan._last is not None:
         keep_recipe(driver, src, dst, block_axis, plan._copies, plan._last)
     return transfer
@@ -362,6 +287,7 @@ def swap_blocks_batch(
     *,
     stream: Any = None,
     mode: Mode | str = "auto",
+    policy: Policy | str | None = None,
     max_blocks: int | None = None,
 ) -> Transfer:
     """Copy between raw addresses, ``sizes[i]`` bytes from ``src_ptrs[i]`` to ``dst_ptrs[i]``.
@@ -370,7 +296,7 @@ def swap_blocks_batch(
     ----------
     src_ptrs, dst_ptrs, sizes : array_like of int, shape (n,)
         Addresses, and lengths in bytes, in host memory (NumPy, list, CPU tensor).
-    stream, mode, max_blocks
+    stream, mode, policy, max_blocks
         As for `swap_blocks`.
 
     Returns
@@ -393,7 +319,7 @@ def swap_blocks_batch(
     driver = current_driver()
     driver.current_context()
     return CopyPlan(driver, plan_pointers(driver, src_ptrs, dst_ptrs, sizes)).run(
-        stream, mode, max_blocks=max_blocks
+        stream, mode, policy=policy, max_blocks=max_blocks
     )
 
 

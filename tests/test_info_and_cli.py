@@ -223,9 +223,9 @@ def test_typical_swaps_are_decided_as_swaps_are(version, modes):
         assert [row["mode"] for row in info["typical"]] == modes
         decided = []
         for device, count, nbytes in (
-            (0, 1, 1 << 20),
+            (0, 1, 4096),
             (0, 32, 4096),
-            (0, 32, 1 << 20),
+            (0, 64, 1 << 20),
             (1, 32, 65536),
         ):
             make = gpu.device_array if device else gpu.pinned_array

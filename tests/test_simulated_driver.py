@@ -681,7 +681,8 @@ def test_capture_spreads_over_fences(gpu):
     source, middle, target = filled(gpu, 7), zeros(gpu), zeros(gpu)
     gpu.library.begin_capture(stream.handle)
     copy(gpu, middle, source, stream)
-    with gpu.driver.pools.fenced_side_streams(context, stream.handle, 1) as (side,):
+    (side,) = gpu.driver.pools.side_streams(context, 1)
+    with gpu.driver.pools.fenced(context, stream.handle, [side]):
         assert gpu.driver.probe(side)[2]
         copy(gpu, target, middle, side)
     graph = gpu.library.end_capture(stream.handle)

@@ -447,7 +447,8 @@ def test_one_plan_first_run_by_many_threads_at_once(gpu, rng):
             thread.start()
         for thread in threads:
             thread.join()
-    assert len(there._copies.prepared) == 1
+    launches = [x for x in there._copies.prepared.values() if isinstance(x, kernel.Launch)]
+    assert len(launches) == 1
     assert len(prepared) > 1  # several threads did get there at once
     ns.plan_blocks(dst, device, [[0, 40], [2, 42], [4, 44]]).run(mode="kernel").wait()
     for transfer in transfers:

@@ -10,8 +10,38 @@ import numpy.typing as npt
 from numba_swap.copies import Direction
 from numba_swap.driver.api import Driver
 from numba_swap.driver.current import default_driver
+from numba_swap.simulation import SimulatedGPU
 
 GIB = 1 << 30
+
+
+class _DeviceBlocks:
+    """Device memory as a two-dimensional array of bytes."""
+
+    def __init__(self, owner: Any, size: int, nbytes: int) -> None:
+        self._owner = owner
+        interface = owner.__cuda_array_interface__
+        self.__cuda_array_interface__ = {
+            **interface,
+            "shape": (nbytes // size, size),
+            "strides": None,
+        }
+
+
+def as_blocks(array: Any, size: int, nbytes: int) -> Any:
+    """Return the first bytes of an array of bytes, of any kind, as blocks of a size."""
+    if isinstance(array, np.ndarray):
+        return array[: nbytes // size * size].reshape(-1, size)
+    return _DeviceBlocks(array, size, nbytes)
+
+
+def allocator(driver: Driver) -> Any:
+    """Return what makes arrays (``pinned_array``, ``device_array``) for a driver."""
+    if driver.simulated:
+        return SimulatedGPU(driver)
+    from numba import cuda
+
+    return cuda
 
 
 class Pools:

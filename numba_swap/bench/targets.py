@@ -271,7 +271,7 @@ class Suite:
     def _bare_launch(self, plan: CopyPlan) -> Callable[[], object]:
         """Return a plain ``cuLaunchKernel`` of the plan's kernel, and a wait for its stream."""
         driver, stream = self.pools.driver, self.pools.stream
-        prepared = kernel.prepared_launch(plan._copies)
+        prepared = kernel.find_launch(plan._copies, 0, None)
         values = (ctypes.c_int64 * len(prepared.arguments))(*prepared.arguments)
         pointers = (ctypes.c_void_p * len(values))(
             *(ctypes.addressof(values) + 8 * i for i in range(len(values)))

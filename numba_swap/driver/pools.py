@@ -81,7 +81,7 @@ class Pools:
         self._events: defaultdict[int, list[int]] = defaultdict(list)
         self._shelves: defaultdict[int, list[tuple[int, Words]]] = defaultdict(list)
         self._device_shelves: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        self._streams: defaultdict[int, list[int]] = defaultdict(list)
+        self._streams: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
 
     def take_event(self, context: int) -> int:
         """Take an event of the given context, which must be the calling thread's."""
@@ -131,14 +131,21 @@ class Pools:
             address = self._driver.device_alloc(size)
         return DeviceBuffer(address, shelf)
 
-    def side_streams(self, context: int, count: int) -> list[int]:
-        """Return private streams of a context, which must be the calling thread's."""
-        streams = self._streams[context]
+    def side_streams(self, context: int, count: int, lane: int = 0) -> list[int]:
+        """Return private streams of a context, which must be the calling thread's.
+
+        Each lane has its own, so that what runs side by side does not queue up in one stream.
+        """
+        streams = self._streams[context, lane]
         if len(streams) < count:
             with self._lock:
                 while len(streams) < count:
                     streams.append(self._driver.create_stream())
         return streams[:count]
+
+    def lane_stream(self, context: int, lane: int) -> int:
+        """Return the stream of a lane itself, beside which `side_streams` has more."""
+        return self.side_streams(context, 1, -lane)[0]
 
     def order(
         self, context: int, before: int, after: int, context_before: int | None = None
@@ -168,16 +175,15 @@ class Pools:
         self.give_event(context, event)
 
     @contextlib.contextmanager
-    def fenced_side_streams(self, context: int, stream: int, count: int) -> Iterator[list[int]]:
+    def fenced(self, context: int, stream: int, sides: list[int]) -> Iterator[None]:
         """Run the work inside on private streams, as if it stood in `stream`."""
-        sides = self.side_streams(context, count)
         event = self.take_event(context)
         self._driver.record_event(event, stream)
         for side in sides:
             self._driver.wait_event(side, event)
         self.give_event(context, event)
         try:
-            yield sides
+            yield
         except BaseException:
             with contextlib.suppress(DriverCallError):  # the first error is the one to be told
                 self._join(context, sides, stream)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from numba_swap.copies import Copies
+from numba_swap.costs import batch_streams
 from numba_swap.dispatch import Situation
 from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
@@ -16,12 +17,6 @@ from numba_swap.versions import DriverVersion
 
 _FUNCTION = abi.MEMCPY_BATCH_ASYNC.name
 _SINCE = DriverVersion.from_encoded(abi.MEMCPY_BATCH_ASYNC.version)
-
-# Several streams keep the copy engines busy where one leaves gaps between copies. Measured on an
-# H200: 8 are better than 4, and as good as 16.
-_STREAMS = 8
-_FEWEST_BYTES_FOR_STREAMS = 1 << 20
-_FEWEST_COPIES_A_STREAM = 4
 
 
 def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
@@ -48,16 +43,14 @@ def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight)
     DriverCallError
         If the driver refuses; copies before the failing index were submitted.
     """
-    streams = 1
-    if copies.nbytes >= _FEWEST_BYTES_FOR_STREAMS:
-        streams = max(1, min(_STREAMS, len(copies) // _FEWEST_COPIES_A_STREAM))
+    lane = situation.lane
+    streams = batch_streams(len(copies), copies.nbytes, lane) if situation.may_fork else 1
     if streams == 1 and not is_legacy(situation.stream):
         _call_in_chunks(driver, copies, [situation.stream])
     else:
         # The driver refuses the legacy default stream here: a private one takes its place.
-        with driver.pools.fenced_side_streams(
-            situation.context, situation.stream, streams
-        ) as sides:
+        sides = driver.pools.side_streams(situation.context, streams, lane)
+        with driver.pools.fenced(situation.context, situation.stream, sides):
             _call_in_chunks(driver, copies, sides)
     work.close(situation.stream)
 
