@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from numba_swap._version import __version__
+from numba_swap.bench.ab.command import add_parser as add_ab
 from numba_swap.errors import NumbaSwapError
 
 _INFO_EPILOG = """\
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         Exit status: 0 if all is well; 1 if ``info`` finds no usable driver or no device, or
-        ``demo`` a wrong byte; 2 for an error, which is printed.
+        ``demo`` a wrong byte; 2 for an error, which is printed; of ``ab``, see its help.
     """
     parser = argparse.ArgumentParser(
         prog="numba-swap", description="Move scattered memory blocks between host and GPU."
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.set_defaults(run=_demo)
     _add_explain(commands)
     _add_calibrate(commands)
+    add_ab(commands)
     parsed = parser.parse_args(arguments)
     try:
         status: int = parsed.run(parsed)

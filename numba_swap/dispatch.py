@@ -23,7 +23,7 @@ _OVERLAP_PATIENCE = 1.25
 # With both directions of a host link busy, kernels take longer over their bytes than copy engines
 # do (66 GB/s in sum instead of 90), and the host has to submit the copies of both.
 _DUPLEX_KERNEL_FACTOR = 1.4
-_DUPLEX_HOST_US_A_COPY = 2.0
+_DUPLEX_HOST_US_A_COPY = 1.2
 
 # A split has to save so much of the predicted time, for it costs host time and streams.
 _SPLIT_GAIN = 0.99

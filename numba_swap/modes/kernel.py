@@ -44,6 +44,8 @@ _LINK_BLOCKS_BESIDE_ANOTHER = 24
 _LINK_THREADS = 512
 # Device memory wants a team for every piece, all at once.
 _DEVICE_THREADS = 256
+# Beside other work it leaves room for it on every multiprocessor.
+_DEVICE_BLOCKS_BESIDE_ANOTHER = 264
 _SIMULATED_BLOCKS = 4
 _SIMULATED_THREADS = 32
 # A copy longer than a piece is shared by several teams. Multiples of 16 keep the alignment.
@@ -224,7 +226,8 @@ def _prepare(driver: Driver, copies: Copies, situation: Situation) -> Launch:
     if driver.simulated:
         threads, most_blocks = _SIMULATED_THREADS, _SIMULATED_BLOCKS
     elif copies.direction in (Direction.D2D, Direction.MIXED):
-        threads, most_blocks = _DEVICE_THREADS, 2**31 - 1
+        threads = _DEVICE_THREADS
+        most_blocks = _DEVICE_BLOCKS_BESIDE_ANOTHER if situation.lane else 2**31 - 1
     if situation.max_blocks is not None:
         most_blocks = min(most_blocks, situation.max_blocks)
     aligned = int(copies.alignment_bits % _ACCESS_BYTES == 0)
