@@ -11,7 +11,8 @@ import numba_swap as ns
 from numba_swap.bench.machine import describe_machine
 from numba_swap.bench.plot import draw_speed
 from numba_swap.bench.plot import main as plot
-from numba_swap.bench.targets import THROUGHPUT_TARGETS, Row
+from numba_swap.bench.rows import Row
+from numba_swap.bench.targets import THROUGHPUT_TARGETS
 from numba_swap.bench.timing import Samples, measure
 
 ROOT = Path(__file__).parent.parent

@@ -95,18 +95,33 @@ class Pools:
         ]
         return np.stack(columns, axis=1)
 
-    def copy_contiguous(self, direction: Direction, nbytes: int = GIB) -> None:
-        """Copy one contiguous range with one driver call, and wait: the ceiling."""
+    def addresses(self, direction: Direction) -> tuple[int, int]:
+        """Return where source and destination begin."""
         host = self.host.ctypes.data
         device, other = (
             array.__cuda_array_interface__["data"][0] for array in (self.device, self.other_device)
         )
-        dst, src = {
-            Direction.H2D: (device, host),
-            Direction.D2H: (host, device),
-            Direction.D2D: (other, device),
+        return {
+            Direction.H2D: (host, device),
+            Direction.D2H: (device, host),
+            Direction.D2D: (device, other),
         }[direction]
+
+    def copy_contiguous(self, direction: Direction, nbytes: int = GIB) -> None:
+        """Copy one contiguous range with one driver call, and wait: the ceiling."""
+        src, dst = self.addresses(direction)
         self.driver.memcpy_async(dst, src, nbytes, self.stream)
+        self.wait()
+
+    def copy_both_ways(self, other_stream: int) -> None:
+        """Copy half a GiB in each direction of the link at once, and wait: the duplex ceiling."""
+        half, driver = GIB // 2, self.driver
+        host = self.host.ctypes.data
+        device = self.device.__cuda_array_interface__["data"][0]
+        driver.memcpy_async(device, host, half, self.stream)
+        driver.memcpy_async(host + half, device + half, half, other_stream)
+        driver.record_event(self._event, other_stream)
+        driver.synchronize_event(self._event)
         self.wait()
 
     def wait(self) -> None:

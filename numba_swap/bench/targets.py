@@ -13,14 +13,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from numba_swap.bench import choosing, exchanging
 from numba_swap.bench.machine import describe_machine
 from numba_swap.bench.pools import GIB, Pools
+from numba_swap.bench.rows import Row
 from numba_swap.bench.timing import Samples, measure
 from numba_swap.copies import Direction
 from numba_swap.modes import kernel
@@ -60,60 +62,6 @@ NUMBA_LOOP_TARGET = 1000.0
 PLOTTED_SIZES = tuple(512 << i for i in range(12))
 
 
-@dataclass
-class Row:
-    """One measured thing.
-
-    Attributes
-    ----------
-    name : str
-        What it is.
-    value : float
-        What was measured, in `unit`.
-    unit : str
-        A ratio, seconds, or bytes a second.
-    target : float or None
-        What it should be; None for what is only shown.
-    at_least : bool
-        Whether the target is a lower bound; else an upper one.
-    details : dict
-        Parameters of the case.
-    samples : Samples
-        Every single measurement.
-    """
-
-    name: str
-    value: float
-    unit: str
-    target: float | None
-    at_least: bool
-    details: dict[str, Any]
-    samples: Samples = field(repr=False)
-
-    @property
-    def met(self) -> bool:
-        """Whether the target was met; true if there is none."""
-        if self.target is None:
-            return True
-        return self.value >= self.target if self.at_least else self.value <= self.target
-
-    def __str__(self) -> str:
-        value = _format(self.value, self.unit)
-        if self.target is None:
-            return f"{self.name:<58} {value:>10}"
-        sign = ">=" if self.at_least else "<="
-        verdict = "met" if self.met else "MISSED"
-        return f"{self.name:<58} {value:>10}  {sign} {_format(self.target, self.unit):<9} {verdict}"
-
-
-def _format(value: float, unit: str) -> str:
-    if unit == "s":
-        return f"{value * 1e6:.1f} us" if value < 1e-2 else f"{value * 1e3:.2f} ms"
-    if unit == "B/s":
-        return f"{value / 1e9:.2f} GB/s"
-    return f"{value:.4f}" if value < 100 else f"{value:.0f}"
-
-
 class Suite:
     """All measurements of one run.
 
@@ -143,6 +91,11 @@ class Suite:
             "duplex": self.measure_duplex,
             "numba-loop": self.measure_numba_loop,
             "modes": self.measure_modes,
+            "choosing": lambda: choosing.measure_choosing(self.pools, self._add),
+            "regret": lambda: choosing.measure_regret(self.pools, self._add),
+            "exchange": lambda: exchanging.measure_exchange(self.pools, self._add, self._repeats),
+            "capture": lambda: exchanging.measure_capture(self.pools, self._add),
+            "overlap": lambda: exchanging.measure_overlap(self.pools, self._add),
         }
         self.measure_ceilings()
         for name, section in sections.items():
@@ -342,19 +295,8 @@ class Suite:
     def measure_duplex(self) -> None:
         """Both directions at once, each with its own plan and stream."""
         pools, half = self.pools, GIB // 2
-        driver, other_stream = pools.driver, self.pools.driver.create_stream()
-        event = driver.create_event()
-        host = pools.host.ctypes.data
-        device = pools.device.__cuda_array_interface__["data"][0]
-
-        def contiguous() -> None:
-            driver.memcpy_async(device, host, half, pools.stream)
-            driver.memcpy_async(host + half, device + half, half, other_stream)
-            driver.record_event(event, other_stream)
-            pools.wait()
-            driver.synchronize_event(event)
-
-        ceiling = measure(contiguous, repeats=self._repeats)
+        other_stream = pools.driver.create_stream()
+        ceiling = measure(lambda: pools.copy_both_ways(other_stream), repeats=self._repeats)
         self._add(
             Row(
                 "contiguous, both directions at once",
