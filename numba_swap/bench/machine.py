@@ -33,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
         "versions": info["versions"],
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("NUMBA_SWAP_COMMIT"),
+        "commit": os.environ.get("NUMBA_SWAP_COMMIT") or _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else bool(changes),
     }
 
