@@ -214,7 +214,7 @@ def call_by_slots(requested, passed):
         values |= {name: lists[i].ctypes.data for i, name in enumerate(("dsts", "srcs", "sizes"))}
         values |= {"count": 2, "numAttrs": 1, "left over": gpu.stream().handle}
         name, arrived = abi.MEMCPY_BATCH_ASYNC.name, []
-        gpu.library.faults[name] = lambda *arguments: arrived.extend(map(number, arguments))
+        gpu.library.faults.watch(name, lambda *arguments: arrived.extend(map(number, arguments)))
         address = gpu.library.proc_address.ask(name, requested).address
         # All integers and pointers take one slot of 64 bits, so all can be passed as such.
         function = ctypes.CFUNCTYPE(ctypes.c_int, *(ctypes.c_uint64 for _ in passed))(address)

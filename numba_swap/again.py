@@ -9,6 +9,7 @@ long way, which looks at everything anew and explains it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from numba_swap.settings import Mode, Policy, Settings, current_settings
 from numba_swap.streams import stream_handle
 from numba_swap.transfer import Transfer
 
+_log = logging.getLogger("numba_swap")
 _INT64 = np.dtype(np.int64)
 _MOST_RECIPES = 64
 _ONE_EACH = 2  # allocations: one of the source, one of the destination
@@ -117,6 +119,7 @@ class Recipe:
         self.tangled = layout.tangled
         self._size = layout.run_bytes
         self._route = load_of(copies).route
+        self._costs = find_costs(driver, run.device)
         self._alignment_bits = copies.alignment_bits
         self._items_a_row, self._team = launch.arguments[3], launch.arguments[5]
         addresses = (
@@ -143,7 +146,7 @@ class Recipe:
             *driver.pointer_info(addresses[1]),
         )
         self._constants = np.array(constants, dtype=np.int64)
-        self._decisions: dict[int, Decision | None] = {}
+        self._decisions: dict[int, Decision] = {}
 
     def swap(
         self,
@@ -167,13 +170,14 @@ class Recipe:
         rows, columns = mapping.shape
         if columns != 2 or rows == 0 or may_be_grouped(rows, self._size):
             return None
-        if rows not in self._decisions:
+        decision = self._decisions.get(rows)  # another thread may clear it at any time
+        if decision is None:
+            decision = self._decide(rows)
+            if decision is None:
+                return None
             if len(self._decisions) >= _MOST_DECISIONS:
                 self._decisions.clear()
-            self._decisions[rows] = self._decide(driver, rows)
-        decision = self._decisions[rows]
-        if decision is None:
-            return None
+            self._decisions[rows] = decision
         # Only what is there already: to make more, a context would have to be current.
         buffer = driver.pools.spare_buffer(16 * rows)
         event = driver.pools.spare_event(run.context)
@@ -197,26 +201,28 @@ class Recipe:
             work.close_after_failure(run.handle)
             raise
         if launched:
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s", decision)
             return Transfer(work, decision, False)
         work.cancel()
         return None
 
     def is_of(self, driver: Driver, src: Any, dst: Any) -> bool:
-        """Whether these are the arrays, unchanged, that it knows."""
+        """Whether these are the arrays, unchanged, that it knows, and the costs are the same."""
         return (
             self._driver() is driver
+            and find_costs(driver, self._run.device) is self._costs
             and self._src() is src
             and self._dst() is dst
             and (_state(src), _state(dst)) == self._states
         )
 
-    def _decide(self, driver: Driver, rows: int) -> Decision | None:
+    def _decide(self, rows: int) -> Decision | None:
         """Return the decision for so many rows; None if it is not the kernel."""
         run = self._run
         load = uniform_load(self._route, rows, self._size, self._alignment_bits)
         decision = run.decision
         if not decision.forced:
-            costs = find_costs(driver, run.device)
             policy = decision.policy
             situation = Situation(
                 decision.driver_version,
@@ -228,7 +234,7 @@ class Recipe:
                 run.most_blocks,
                 policy,
             )
-            ranked = rank(costs, load, situation)
+            ranked = rank(self._costs, load, situation)
             if ranked[0][1] is not Mode.KERNEL:
                 return None
             decision = decision._replace(ranked=ranked, rejected={})
@@ -257,9 +263,10 @@ def keep_recipe(
 ) -> None:
     """Remember how copies between two arrays ran, if the short way can take such ones."""
     key = id(src), id(dst), block_axis
+    known = _recipes.get(key)
     if (
         type(block_axis) is not int
-        or (key in _recipes and _recipes[key].is_of(driver, src, dst))
+        or (known is not None and known.is_of(driver, src, dst))
         or copies.direction not in (Direction.H2D, Direction.D2H)
         or copies.buffer is None
         or len(copies.allocations) != _ONE_EACH

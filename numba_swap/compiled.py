@@ -293,6 +293,78 @@ def memcpy_loop(function, dst, src, sizes, uniform, stream):  # type: ignore[no-
     return 0, len(dst)
 
 
+UNKNOWN, BEYOND, UNCLEAR, MANY = -1, -2, -3, -4
+# Up to so many allocations, looking through all of them is faster than sorting the addresses.
+_MOST_SCANNED = 32
+
+
+@_compile(types.UniTuple(_int, 3)(_int, _int, _column, _column, _int, _int, _mapping, _int))
+def find_allocations(  # type: ignore[no-untyped-def]
+    query, codes, starts, sizes, row, count, table, in_order
+):
+    """Ask the driver, once an allocation, what memory ranges lie in.
+
+    Parameters
+    ----------
+    query, codes : int
+        As for `pointer_attributes`.
+    starts, sizes : ndarray of uint64, shape (n,)
+        The ranges.
+    row : int
+        The range to begin with.
+    count : int
+        Allocations known before, which stand in `table`.
+    table : ndarray of int64, shape (m, 6)
+        Filled with the attributes of each allocation, as if asked at its beginning.
+    in_order : int
+        Not 0 if the ranges are sorted by their starts: only then may there be many allocations.
+
+    Returns
+    -------
+    problem : int
+        0 at the end; else a return code of the driver, `UNKNOWN` (no memory that CUDA knows),
+        `BEYOND` (the range ends outside its allocation, the last of the table now), `UNCLEAR`
+        (the driver does not tell which allocation it is) or `MANY` (sort them first).
+    row : int
+        The range that has the problem.
+    count : int
+        Allocations known.
+    """
+    begin, end = types.uint64(0), types.uint64(0)
+    while row < len(starts):
+        start = starts[row]
+        if start < begin or start >= end:
+            known = count - 1
+            lowest = max(0, count - _MOST_SCANNED)
+            while known >= lowest:
+                begin = types.uint64(table[known, 4])
+                end = begin + types.uint64(table[known, 5])
+                if begin <= start < end:
+                    break
+                known -= 1
+            if known < lowest:
+                if in_order == 0 and count >= _MOST_SCANNED:
+                    return MANY, row, count
+                found = _call_attributes(query, codes, types.int64(start))
+                if found[0] != 0:
+                    return found[0], row, count
+                if found[1] == 0:
+                    return UNKNOWN, row, count
+                begin = types.uint64(found[5])
+                end = begin + types.uint64(found[6])
+                if start < begin or start >= end:
+                    return UNCLEAR, row, count
+                for i in range(POINTER_ATTRIBUTES):
+                    table[count, i] = found[1 + i]
+                if found[4] != 0:  # the address for kernels, of what was asked about
+                    table[count, 3] = found[4] - types.int64(start - begin)
+                count += 1
+        if sizes[row] > end - start:
+            return BEYOND, row, count
+        row += 1
+    return 0, row, count
+
+
 SRC_OUT_OF_RANGE, DST_OUT_OF_RANGE, DST_TWICE, NEIGHBOURS = 1, 2, 4, 8
 # A GPU that reads or writes host memory at random over more than about 1 GiB misses its address
 # translations: blocks of 512 bytes then move at half the speed, on an H200. Copies grouped by
@@ -302,6 +374,29 @@ REGION_BYTES = 1 << 28
 _FEW_ROWS = 32
 # Up to so many blocks a row, a mark for every block is faster than a hash table of the rows.
 _FEW_BLOCKS_A_ROW = 8
+
+
+_slots = types.Array(types.int64, 1, "C")
+
+
+@_compile(_slots(_int))
+def _new_slots(rows):  # type: ignore[no-untyped-def]
+    """Make a hash table for the blocks of so many rows, at most half full; 0 is an empty slot."""
+    size = 64
+    while size < 2 * rows:
+        size *= 2
+    return np.zeros(size, dtype=np.int64)
+
+
+@_compile(_int(_slots, _int))
+def _find_slot(slots, block):  # type: ignore[no-untyped-def]
+    """Return the slot that holds a block, as ``block + 1``, or the empty one where it belongs."""
+    mask = len(slots) - 1
+    # Fibonacci hashing; the high bits of the product are the mixed ones.
+    slot = (((block + 1) * -7046029254386353131) >> 20) & mask
+    while slots[slot] != 0 and slots[slot] != block + 1:
+        slot = (slot + 1) & mask
+    return slot
 
 
 @_compile(types.boolean(_mapping, _int))
@@ -317,24 +412,69 @@ def _has_duplicates(mapping, blocks):  # type: ignore[no-untyped-def]
     if blocks <= _FEW_BLOCKS_A_ROW * rows:
         seen = np.zeros(blocks, dtype=np.uint8)
         for row in range(rows):
-            if seen[mapping[row, 1]] != 0:
+            block = mapping[row, 1]
+            # In range a moment ago, but another thread may be writing to the mapping.
+            if block < 0 or block >= blocks or seen[block] != 0:
                 return True
-            seen[mapping[row, 1]] = 1
+            seen[block] = 1
         return False
-    size = 64
-    while size < 2 * rows:
-        size *= 2
-    slots = np.zeros(size, dtype=np.int64)
+    slots = _new_slots(rows)
     for row in range(rows):
-        block = mapping[row, 1] + 1  # 0 is an empty slot
-        # Fibonacci hashing; the high bits of the product are the mixed ones.
-        slot = ((block * -7046029254386353131) >> 20) & (size - 1)
-        while slots[slot] != 0:
-            if slots[slot] == block:
-                return True
-            slot = (slot + 1) & (size - 1)
-        slots[slot] = block
+        slot = _find_slot(slots, mapping[row, 1])
+        if slots[slot] != 0:
+            return True
+        slots[slot] = mapping[row, 1] + 1
     return False
+
+
+@_compile(_int(_mapping))
+def find_read_and_written(mapping):  # type: ignore[no-untyped-def]
+    """Find a row whose source block is the destination of another row, both ids of one pool.
+
+    Returns
+    -------
+    int
+        The first such row, or -1. Rows from a block to itself do no harm.
+    """
+    slots = _new_slots(len(mapping))
+    for row in range(len(mapping)):
+        if mapping[row, 0] != mapping[row, 1]:
+            slots[_find_slot(slots, mapping[row, 1])] = mapping[row, 1] + 1
+    for row in range(len(mapping)):
+        source = mapping[row, 0]
+        if source != mapping[row, 1] and slots[_find_slot(slots, source)] != 0:
+            return row
+    return -1
+
+
+@_compile(types.boolean(_mapping, types.UniTuple(_int, 6), _int, _column, _column))
+def _group_rows(mapping, sides, grouped_by, dst, src):  # type: ignore[no-untyped-def]
+    """Place rows by regions of one side; False if the mapping is no longer what it was."""
+    src_at, src_step, src_blocks, dst_at, dst_step, dst_blocks = sides
+    blocks, step = (src_blocks, src_step) if grouped_by == 0 else (dst_blocks, dst_step)
+    step = abs(step)
+    # A counting sort: how many rows each region has, where it begins, and each row's place.
+    # Another thread may be writing to the mapping: what it says is looked at anew each time.
+    places = np.zeros(blocks * step // REGION_BYTES + 2, dtype=np.int64)
+    for row in range(len(mapping)):
+        block = mapping[row, grouped_by]
+        if block < 0 or block >= blocks:
+            return False
+        places[block * step // REGION_BYTES + 1] += 1
+    for region in range(1, len(places)):
+        places[region] += places[region - 1]
+    for row in range(len(mapping)):
+        source, target = mapping[row, 0], mapping[row, 1]
+        if source < 0 or source >= src_blocks or target < 0 or target >= dst_blocks:
+            return False
+        region = (source if grouped_by == 0 else target) * step // REGION_BYTES
+        place = places[region]
+        if place >= len(mapping):
+            return False
+        places[region] = place + 1
+        src[place] = src_at + source * src_step
+        dst[place] = dst_at + target * dst_step
+    return True
 
 
 @_compile(_int(_mapping, _int, _int, _int, _int, _int, _int, _int, _int, _column, _column))
@@ -391,19 +531,9 @@ def place_rows(  # type: ignore[no-untyped-def]
     if _has_duplicates(mapping, dst_blocks):
         return DST_TWICE
     if grouped_by >= 0 and found == 0:
-        blocks, step = (src_blocks, src_step) if grouped_by == 0 else (dst_blocks, dst_step)
-        # A counting sort: how many rows each region has, where it begins, and each row's place.
-        places = np.zeros(blocks * abs(step) // REGION_BYTES + 2, dtype=np.int64)
-        for row in range(rows):
-            places[mapping[row, grouped_by] * abs(step) // REGION_BYTES + 1] += 1
-        for region in range(1, len(places)):
-            places[region] += places[region - 1]
-        for row in range(rows):
-            region = mapping[row, grouped_by] * abs(step) // REGION_BYTES
-            place = places[region]
-            places[region] = place + 1
-            src[place] = src_at + mapping[row, 0] * src_step
-            dst[place] = dst_at + mapping[row, 1] * dst_step
+        sides = (src_at, src_step, src_blocks, dst_at, dst_step, dst_blocks)
+        if not _group_rows(mapping, sides, grouped_by, dst, src):
+            return SRC_OUT_OF_RANGE
     return found
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_swap.driver.pools import PinnedBuffer
-from numba_swap.errors import BadPlanError
+from numba_swap.errors import BadPlanError, DriverCallError
 from numba_swap.memory import Addresses, Allocation, MemoryKind
+from numba_swap.origins import ChosenOrigin, Described, LayersOrigin, Origin
 
 
 class Direction(enum.StrEnum):
@@ -44,7 +45,7 @@ class Copies:
     size : int or ndarray of uint64, shape (n,)
         Lengths in bytes; one number if all are equal.
     sources, destinations : tuple of Allocation
-        Every allocation that the copies read and write.
+        Every allocation that the copies read and write; of many, one of each sort is enough.
     describe : callable
         What the copy at an index is, in the user's terms, for error messages.
     owners : tuple of object
@@ -55,6 +56,8 @@ class Copies:
         Pinned memory in which `dst` and `src` stand one after the other, if they do.
     alignment_bits : int, optional
         All addresses and lengths or-ed, if known: low bits that are 0 here are 0 in all of them.
+    origin : Origin, optional
+        What `describe` tells, and the user's rows behind each copy.
 
     Attributes
     ----------
@@ -82,12 +85,13 @@ class Copies:
         producer_streams: tuple[int, ...] = (),
         buffer: PinnedBuffer | None = None,
         alignment_bits: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.dst = dst
         self.src = src
         self.sources = sources
         self.destinations = destinations
-        self.describe = describe
+        self.origin: Origin = Described(describe) if origin is None else origin
         self.owners = owners
         self.producer_streams = producer_streams
         self.buffer = buffer
@@ -128,6 +132,35 @@ class Copies:
     def allocations(self) -> tuple[Allocation, ...]:
         """All allocations that take part."""
         return self.sources + self.destinations
+
+    def describe(self, index: int) -> str:
+        """Say what the copy at an index is, in the user's terms."""
+        return self.origin.describe(index)
+
+    def refused(
+        self, function: str, code: int, name: str, index: int | None, most: int
+    ) -> DriverCallError:
+        """Make the error of a driver function that refused one of the copies.
+
+        Parameters
+        ----------
+        function, code, name
+            The driver's names, and its code.
+        index : int or None
+            The copy that it refused, if it said so; those before were submitted.
+        most : int
+            Otherwise, how many copies have been submitted at most.
+        """
+        rows = self.origin.rows(most if index is None else index)
+        if index is None:
+            note = "Which copies were submitted is not known"
+            note += f": none from copy {most} on." if most < len(self) else "."
+            return DriverCallError(function, code, name, None, note, submitted_rows=rows)
+        copy = self.describe(index)
+        note = (
+            f"At fault is {copy}; the {index} copies before it were submitted, the rest were not."
+        )
+        return DriverCallError(function, code, name, index, note, copy, index, rows)
 
 
 SIDES = {
@@ -212,18 +245,13 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
     if not parts:
         return no_copies()
     ends = np.cumsum([len(part) for part in parts])
-
-    def describe(index: int) -> str:
-        layer = int(np.searchsorted(ends, index, side="right"))
-        return parts[layer].describe(index - int(ends[layer]) + len(parts[layer]))
-
     return Copies(
         np.concatenate([part.dst for part in parts]),
         np.concatenate([part.src for part in parts]),
         _common_size(parts),
         tuple(dict.fromkeys(item for part in parts for item in part.sources)),
         tuple(dict.fromkeys(item for part in parts for item in part.destinations)),
-        describe,
+        origin=LayersOrigin([part.origin for part in parts], ends),
         owners=tuple(owner for part in parts for owner in part.owners),
         producer_streams=tuple(
             dict.fromkeys(stream for part in parts for stream in part.producer_streams)
@@ -249,9 +277,9 @@ def drop_identities(copies: Copies) -> Copies:
         copies.uniform or copies.sizes[rows],
         copies.sources,
         copies.destinations,
-        lambda index: copies.describe(int(rows[index])),
-        copies.owners,
-        copies.producer_streams,
+        owners=copies.owners,
+        producer_streams=copies.producer_streams,
+        origin=ChosenOrigin(copies.origin, rows),
     )
 
 
@@ -261,27 +289,37 @@ def check_hazards(copies: Copies) -> None:
     Raises
     ------
     BadPlanError
-        If two destinations overlap, or one copy writes what another reads.
+        If two destinations overlap, or one copy writes what another reads; it names the rows.
     """
     order = np.argsort(copies.dst, kind="stable")
     starts = copies.dst[order]
     stops = starts + copies.sizes[order]
     again = np.flatnonzero(starts[1:] < stops[:-1])
     if again.size:
-        pair = [copies.describe(int(order[again[0] + i])) for i in (1, 0)]
-        raise BadPlanError(
-            f"{pair[0]} writes what {pair[1]} writes too; the order of copies is not defined"
-        )
+        first, second = int(order[again[0]]), int(order[again[0] + 1])
+        raise _hazard(copies, (second, first), int(copies.dst[second]), "writes what {} writes too")
     # Destinations are disjoint now, so the first one that ends after a source begins decides.
     after = np.searchsorted(stops, copies.src, side="right")
     candidates = np.minimum(after, len(order) - 1)
     read = np.flatnonzero((after < len(order)) & (starts[candidates] < copies.src + copies.sizes))
     if read.size:
         reader, writer = int(read[0]), int(order[after[read[0]]])
-        what = f"what {copies.describe(writer)} writes"
-        if reader == writer:
-            what = "what it, or a neighbouring row merged with it, writes"
-        raise BadPlanError(
-            f"{copies.describe(reader)} reads {what}; the order of copies is not defined: "
-            "stage one of them elsewhere, or make two swaps"
-        )
+        met = max(int(copies.src[reader]), int(copies.dst[writer]))
+        raise _hazard(copies, (reader, writer), met, "reads what {} writes", read=True)
+
+
+def _hazard(
+    copies: Copies, pair: tuple[int, int], address: int, what: str, *, read: bool = False
+) -> BadPlanError:
+    """Name the two rows, merged into these copies, that meet at an address."""
+    one, other = pair
+    begins = (copies.src if read else copies.dst)[one], copies.dst[other]
+    offset, other_offset = (address - int(begin) for begin in begins)
+    row, other_row = copies.origin.row(one, offset), copies.origin.row(other, other_offset)
+    name = copies.origin.describe(one, offset)
+    itself = one == other and row == other_row
+    other_name = "it" if itself else copies.origin.describe(other, other_offset)
+    advice = ": stage one of them elsewhere, or make two swaps" if read else ""
+    return BadPlanError(
+        f"{name} {what.format(other_name)}; the order of copies is not defined{advice}", row
+    )

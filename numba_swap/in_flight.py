@@ -8,9 +8,8 @@ import os
 import queue
 import threading
 
-from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
-from numba_swap.errors import DriverCallError
+from numba_swap.errors import DriverCallError, NumbaSwapError, forked_error
 
 
 class InFlight:
@@ -48,11 +47,11 @@ class InFlight:
         self._driver = driver
         self._context = context
         self._holds = holds
-        self._error: DriverCallError | None = None
+        self._error: NumbaSwapError | None = None
         if captured:
             self.event = 0
             # A graph may replay the work at any time: never release anything.
-            _captured.append(self)
+            _kept.append(self)
         else:
             self.event = event or driver.pools.take_event(context)
             _unfinished[id(self)] = self
@@ -71,9 +70,20 @@ class InFlight:
 
         Where even that fails, nothing is ever released: better than to free what may be in use.
         """
-        with contextlib.suppress(DriverCallError):
+        if not self.event:
+            return  # captured, or kept for good
+        try:
             self.close(stream)
+        except DriverCallError:
+            self.keep_for_good()
+        else:
             self.abandon()
+
+    def keep_for_good(self) -> None:
+        """Never release anything: work is in flight, and nothing will tell when it is over."""
+        if _unfinished.pop(id(self), None) is not None:
+            self.event = 0
+            _kept.append(self)
 
     def cancel(self) -> None:
         """Forget it: nothing was submitted."""
@@ -121,7 +131,7 @@ class InFlight:
             self.wait()
 
     def _fail(self, error: DriverCallError) -> None:
-        if error.code not in abi.STICKY_ERRORS:
+        if not error.sticky:
             return  # the question failed, not the work: it may still be running
         # Work that failed has broken its context for good: its event is not used again, and
         # nothing runs there any more that could touch what is released now.
@@ -173,7 +183,10 @@ class _Reaper:
 def _forget_all() -> None:
     """In a forked child nothing is in flight and no thread waits: CUDA does not survive a fork."""
     global _reaper  # noqa: PLW0603
-    _unfinished.clear()
+    for work in list(_unfinished.values()):
+        # Its memory is not released: the libraries that own it would call a driver that is gone.
+        work.keep_for_good()
+        work._error = forked_error()
     _reaper = _Reaper()
 
 
@@ -181,8 +194,9 @@ _reaper = _Reaper()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 _unfinished: dict[int, InFlight] = {}
-# Work captured into graphs. Its descriptors and arrays are needed as long as any graph lives.
-_captured: list[InFlight] = []
+# Work captured into graphs, whose descriptors and arrays are needed as long as any graph lives;
+# and work of which nothing tells when it is over.
+_kept: list[InFlight] = []
 
 
 @atexit.register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -60,25 +59,32 @@ def submit_steps(
         If the driver refuses; the steps before were submitted.
     """
     if situation.capturing:
-        for step in steps:
-            work.hold(step.copies)
-            MODES[step.mode].submit(driver, step.copies, situation, work)
+        for number, step in enumerate(steps):
+            _submit(driver, step, number, situation, work)
         return
-    with _Lanes(driver, situation) as lanes:
-        for step in steps:
-            work.hold(step.copies)
+    with _Lanes(driver, situation, work) as lanes:
+        for number, step in enumerate(steps):
             inside = lanes.enter(step)
-            MODES[step.mode].submit(driver, step.copies, inside, work)
+            _submit(driver, step, number, inside, work)
             lanes.mark(inside.stream)
     work.close(situation.stream)
+
+
+def _submit(driver: Driver, step: Step, number: int, situation: Situation, work: InFlight) -> None:
+    work.hold(step.copies)
+    try:
+        MODES[step.mode].submit(driver, step.copies, situation, work)
+    except DriverCallError as error:
+        raise error.in_part(number) from None
 
 
 class _Lanes:
     """The private streams that steps run in: each forks from the user's, which joins all."""
 
-    def __init__(self, driver: Driver, situation: Situation) -> None:
+    def __init__(self, driver: Driver, situation: Situation, work: InFlight) -> None:
         self._driver = driver
         self._situation = situation
+        self._work = work
         self._streams: dict[int, int] = {}
         self._events: list[int] = []  # behind the user's work so far, and behind each step
 
@@ -88,12 +94,17 @@ class _Lanes:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         pools, situation = self._driver.pools, self._situation
-        # The first error is the one to be told.
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(DriverCallError):
+        try:
             for stream in self._streams.values():
                 pools.order(situation.context, before=stream, after=situation.stream)
-        for event in self._events:  # all that waits for them has been enqueued
-            pools.give_event(situation.context, event)
+        except DriverCallError:
+            # What the user's stream records from now on tells nothing of these streams.
+            self._work.keep_for_good()
+            if kind is None:  # otherwise the first error is the one to be told
+                raise
+        finally:
+            for event in self._events:  # all that waits for them has been enqueued
+                pools.give_event(situation.context, event)
 
     def enter(self, step: Step) -> Situation:
         """Return the situation of a step, in a lane that waits for what must come first."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import enum
 import functools
-import sys
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from numba_swap.driver import abi
-from numba_swap.driver.api import Driver
+from numba_swap.driver.api import Driver, PointerInfo
 from numba_swap.errors import BadPlanError, UnsupportedArrayError
 
 Addresses = npt.NDArray[np.uint64]
@@ -196,19 +194,24 @@ def _itemsize(typestr: str) -> int:
 
 def find_allocation(driver: Driver, address: int) -> Allocation | None:
     """Ask the driver what an address is; None if CUDA does not know it."""
-    memory_type, managed, device, device_address, start, nbytes = driver.pointer_info(address)
-    if memory_type == 0:
+    info = driver.pointer_info(address)
+    if info.memory_type == 0:
         return None
-    if managed:
+    if not info.start <= address < info.start + info.nbytes:
+        raise BadPlanError(f"the driver does not tell which allocation holds {address:#x}")
+    return describe_allocation(info, address)
+
+
+def describe_allocation(info: PointerInfo, address: int) -> Allocation:
+    """Put into words what the driver told of an address that it knows."""
+    if info.managed:
         kind = MemoryKind.MANAGED
-    elif memory_type == abi.MEMORYTYPE_DEVICE:
+    elif info.memory_type == abi.MEMORYTYPE_DEVICE:
         kind = MemoryKind.DEVICE
     else:
         kind = MemoryKind.PINNED
-    if not start <= address < start + nbytes:
-        raise BadPlanError(f"the driver does not tell which allocation holds {address:#x}")
-    offset = device_address - address if device_address else None
-    return Allocation(start, start + nbytes, kind, device, offset)
+    offset = info.device_address - address if info.device_address else None
+    return Allocation(info.start, info.start + info.nbytes, kind, info.device, offset)
 
 
 def allocations_of_range(
@@ -238,78 +241,3 @@ def allocations_of_range(
             )
         found.append(allocation)
     return tuple(found)
-
-
-def allocations_of_addresses(
-    driver: Driver, addresses: Addresses, sizes: Addresses, name: str, *, writable: bool
-) -> tuple[Allocation, ...]:
-    """Every allocation that raw addresses lie in, in the order of addresses.
-
-    The driver is asked once an allocation, not once an address. An address that CUDA does not
-    know must be mapped memory of this process.
-
-    Raises
-    ------
-    BadPlanError
-        If a copy is not wholly inside one allocation; the message names the copy.
-    """
-    order = np.argsort(addresses, kind="stable")
-    starts = addresses[order]
-    stops = starts + sizes[order]  # cannot wrap: both are below 2**63
-    found: list[Allocation] = []
-    mapped: list[tuple[int, int]] | None = None
-    i = 0
-    while i < len(starts):
-        start = int(starts[i])
-        allocation = find_allocation(driver, start)
-        if allocation is None:
-            if mapped is None:
-                mapped = _mapped_ranges(writable=writable)
-            allocation = _pageable_allocation(mapped, start)
-        if allocation is None:
-            raise BadPlanError(
-                f"{name}[{order[i]}] = {start:#x} is no CUDA memory and no "
-                f"{'writable' if writable else 'readable'} memory of this process",
-                int(order[i]),
-            )
-        found.append(allocation)
-        end = int(np.searchsorted(starts, np.uint64(allocation.stop)))
-        beyond = np.flatnonzero(stops[i:end] > np.uint64(allocation.stop))
-        if beyond.size:
-            row = int(order[i + beyond[0]])
-            raise BadPlanError(
-                f"{name}[{row}] = {int(addresses[row]):#x} with {int(sizes[row])} bytes runs past "
-                f"its {allocation.kind} allocation, which ends at {allocation.stop:#x}",
-                row,
-            )
-        i = end
-    return tuple(found)
-
-
-def _mapped_ranges(*, writable: bool) -> list[tuple[int, int]]:
-    """Address ranges of this process that may be read (and written), neighbours joined.
-
-    Empty where the system does not list them (anything but Linux): addresses that CUDA does not
-    know are then refused.
-    """
-    if not sys.platform.startswith("linux"):
-        return []
-    ranges: list[tuple[int, int]] = []
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            span, rights, *_ = line.split(maxsplit=2)
-            if not rights.startswith("rw" if writable else "r"):
-                continue
-            start, stop = (int(bound, 16) for bound in span.split("-"))
-            if ranges and ranges[-1][1] == start:
-                ranges[-1] = (ranges[-1][0], stop)
-            else:
-                ranges.append((start, stop))
-    return ranges
-
-
-def _pageable_allocation(mapped: Iterable[tuple[int, int]], address: int) -> Allocation | None:
-    for start, stop in mapped:
-        if start <= address < stop:
-            return Allocation(start, stop, MemoryKind.PAGEABLE, None, None)
-    return None

@@ -18,10 +18,11 @@ from numba_swap.driver.current import current_driver
 from numba_swap.driver.pools import DeviceBuffer
 from numba_swap.errors import BadPlanError
 from numba_swap.in_flight import InFlight
+from numba_swap.integers import Integers
 from numba_swap.lanes import Step, submit_steps
 from numba_swap.memory import ArrayView, contiguous_strides, view_array
 from numba_swap.parts import in_slices
-from numba_swap.plan import Ids, plan_array_blocks, read_mapping
+from numba_swap.plan import plan_array_blocks, read_mapping
 from numba_swap.settings import Mode, Policy
 from numba_swap.transfer import Transfer
 
@@ -137,7 +138,9 @@ class ExchangePlan:
         Bytes that one run copies over the link, in both directions.
     """
 
-    def __init__(self, pools: _Pools, whole: tuple[Copies, Copies], rows: tuple[Ids, Ids]) -> None:
+    def __init__(
+        self, pools: _Pools, whole: tuple[Copies, Copies], rows: tuple[Integers, Integers]
+    ) -> None:
         self._pools = pools
         self._whole = whole
         self._rows = out_rows, in_rows = rows
@@ -339,13 +342,13 @@ class _Order(NamedTuple):
     """
 
     pieces: int
-    out_piece: Ids
-    in_piece: Ids
+    out_piece: Integers
+    in_piece: Integers
     staged: Any
     in_first: bool
 
 
-def _order(out_rows: Ids, in_rows: Ids, pools: _Pools) -> _Order:
+def _order(out_rows: Integers, in_rows: Integers, pools: _Pools) -> _Order:
     slots, blocks = pools.device_blocks, pools.host_blocks
     staged = _marked(slots, out_rows[:, 0])[in_rows[:, 1]]
     in_first = bool(_marked(blocks, out_rows[:, 1])[in_rows[:, 0]].any())
@@ -376,13 +379,13 @@ def _order(out_rows: Ids, in_rows: Ids, pools: _Pools) -> _Order:
     return _Order(pieces, out_piece, in_piece, staged, in_first)
 
 
-def _marked(length: int, ids: Ids) -> Any:
+def _marked(length: int, ids: Integers) -> Any:
     marks = np.zeros(length, dtype=bool)
     marks[ids] = True
     return marks
 
 
-def _spread(rows: int, pieces: int) -> Ids:
+def _spread(rows: int, pieces: int) -> Integers:
     return np.arange(rows, dtype=np.int64) * pieces // max(1, rows)
 
 
@@ -464,7 +467,7 @@ class _Pools:
             arrays.append(_StagingArray(buffer, offset, tuple(shape), view.itemsize))
         return buffer, arrays if self._layered else arrays[0]
 
-    def plan(self, src: Any, dst: Any, rows: Ids) -> Copies:
+    def plan(self, src: Any, dst: Any, rows: Integers) -> Copies:
         """Return the copies of some rows."""
         return plan_array_blocks(self.driver, src, dst, rows, self.block_axis)
 

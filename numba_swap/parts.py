@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from numba_swap.copies import SIDES, Copies
 from numba_swap.costs import CLASS_EDGES
 from numba_swap.memory import Addresses, Allocation
+from numba_swap.origins import Origin
 
 Rows = npt.NDArray[np.intp]
 
@@ -31,26 +33,27 @@ def by_length(copies: Copies, edge: int) -> tuple[Copies, Copies]:
 def by_direction(copies: Copies) -> tuple[Copies, ...]:
     """Return the copies of each direction, those over a host link first; `copies` if all are one.
 
-    A copy lies in one allocation at each end, so its direction is that of the two.
+    A copy lies in one allocation at each end, so its direction is that of the two. They stay
+    together where it is not known of every copy in which ones it lies.
     """
-    if not copies.allocations:
-        return (copies,)
     if by_direction not in copies.prepared:
-        sources, from_device = _sides(copies.src, copies.sources)
-        destinations, to_device = _sides(copies.dst, copies.destinations)
-        kinds = 2 * from_device + to_device
+        sources = _allocations_behind(copies.src, copies.sources)
+        destinations = _allocations_behind(copies.dst, copies.destinations)
         parts = []
-        for kind in (1, 2, 0, 3):  # host to device, device to host; within the host, the device
-            rows = np.flatnonzero(kinds == kind)
-            if rows.size:
-                parts.append(
-                    _take(
-                        copies,
-                        rows,
-                        _present(sources[rows], copies.sources),
-                        _present(destinations[rows], copies.destinations),
+        if sources is not None and destinations is not None:
+            kinds = 2 * _on_device(copies.sources)[sources]
+            kinds += _on_device(copies.destinations)[destinations]
+            for kind in (1, 2, 0, 3):  # host to device, device to host; within the host, the device
+                rows = np.flatnonzero(kinds == kind)
+                if rows.size:
+                    parts.append(
+                        _take(
+                            copies,
+                            rows,
+                            _present(sources[rows], copies.sources),
+                            _present(destinations[rows], copies.destinations),
+                        )
                     )
-                )
         copies.prepared[by_direction] = (copies,) if len(parts) <= 1 else tuple(parts)
     found: tuple[Copies, ...] = copies.prepared[by_direction]
     return found
@@ -70,15 +73,22 @@ def in_slices(copies: Copies, slices: int) -> tuple[Copies, ...]:
     return found
 
 
-def _sides(
-    addresses: Addresses, allocations: Sequence[Allocation]
-) -> tuple[Rows, npt.NDArray[np.intp]]:
-    """Return in which allocation each address lies, and whether that is device memory."""
-    order = np.argsort([a.start for a in allocations])
+def _allocations_behind(addresses: Addresses, allocations: Sequence[Allocation]) -> Rows | None:
+    """Return in which allocation each address lies; None if one of them lies in none of these."""
+    if not allocations:
+        return None
+    order = np.argsort([a.start for a in allocations], kind="stable")
     starts = np.array([allocations[i].start for i in order], dtype=np.uint64)
-    which = order[np.searchsorted(starts, addresses, side="right") - 1]
-    on_device = np.array([SIDES[a.kind] == "device" for a in allocations], dtype=np.intp)
-    return which, on_device[which]
+    stops = np.array([allocations[i].stop for i in order], dtype=np.uint64)
+    at = np.searchsorted(starts, addresses, side="right") - 1
+    if (at < 0).any() or (addresses >= stops[at]).any():
+        return None
+    which: Rows = order[at]
+    return which
+
+
+def _on_device(allocations: Sequence[Allocation]) -> Rows:
+    return np.array([SIDES[a.kind] == "device" for a in allocations], dtype=np.intp)
 
 
 def _present(which: Rows, allocations: Sequence[Allocation]) -> tuple[Allocation, ...]:
@@ -97,7 +107,26 @@ def _take(
         copies.uniform or copies.sizes[rows],
         sources,
         destinations,
-        lambda index: copies.describe(int(rows[index])),
-        copies.owners,
-        copies.producer_streams,
+        owners=copies.owners,
+        producer_streams=copies.producer_streams,
+        origin=_PartOrigin(copies.origin, rows),
     )
+
+
+class _PartOrigin(NamedTuple):
+    """Some copies of a plan, of which others run beside them."""
+
+    origin: Origin
+    chosen: Rows
+
+    def describe(self, index: int, offset: int | None = None) -> str:
+        """Describe the copy as its origin does."""
+        return self.origin.describe(int(self.chosen[index]), offset)
+
+    def row(self, index: int, offset: int = 0) -> int | None:
+        """Return the row that its origin tells."""
+        return self.origin.row(int(self.chosen[index]), offset)
+
+    def rows(self, count: int) -> Sequence[int] | None:
+        """Return nothing: what runs beside may have written other rows."""
+        return None

@@ -1,4 +1,4 @@
-"""From arrays and block ids, or raw pointers, to flat columns of checked copies."""
+"""From arrays and block ids to flat columns of checked copies."""
 
 from __future__ import annotations
 
@@ -20,22 +20,15 @@ from numba_swap.copies import (
 from numba_swap.driver.api import Driver, compiled
 from numba_swap.driver.pools import PinnedBuffer
 from numba_swap.errors import BadPlanError, UnsupportedArrayError
+from numba_swap.integers import Integers, read_integers
 from numba_swap.memory import (
     Addresses,
     Allocation,
     MemoryKind,
-    allocations_of_addresses,
     allocations_of_range,
     view_array,
 )
-
-Ids = npt.NDArray[np.int64]
-
-_MAPPING_DIMENSIONS = 2
-_SHAPES = {
-    1: "be a sequence of integers",
-    _MAPPING_DIMENSIONS: "have rows [source block, destination block], shape (n, 2)",
-}
+from numba_swap.origins import BlockOrigin
 
 # Where grouping copies by their place in host memory pays: see `compiled.REGION_BYTES`.
 MANY_ROWS = 4096
@@ -73,61 +66,25 @@ def plan_array_blocks(
             for i, pair in enumerate(_pair_layers(src, dst))
         ]
     copies = concatenate([layer.copies for layer in layers])
-    if _spans_meet(layers):
+    if _arrays_meet(layers):
         copies = drop_identities(copies)
         check_hazards(copies)
+        return copies
+    if any(layer.one_pool for layer in layers):
+        _refuse_read_and_written(mapping)
+        copies = drop_identities(copies)
+    for layer in layers:
+        if layer.tangled:
+            check_hazards(layer.copies)
     return copies
-
-
-def plan_pointers(driver: Driver, src_ptrs: Any, dst_ptrs: Any, sizes: Any) -> Copies:
-    """Turn raw addresses into copies, dropping those of no bytes.
-
-    Raises
-    ------
-    BadPlanError
-        If lengths differ, a pointer is null, or a copy is not inside one allocation.
-    """
-    src, dst, sizes = (
-        _read_integers(values, name, 1)
-        for values, name in ((src_ptrs, "src_ptrs"), (dst_ptrs, "dst_ptrs"), (sizes, "sizes"))
-    )
-    if not len(src) == len(dst) == len(sizes):
-        raise BadPlanError(
-            f"src_ptrs, dst_ptrs and sizes must be equally long, not {len(src)}, {len(dst)} "
-            f"and {len(sizes)}"
-        )
-    _refuse_rows(sizes < 0, sizes, "sizes", "is negative")
-    # Addresses above 2**63 do not exist in user space on any platform that CUDA runs on.
-    _refuse_rows((src <= 0) & (sizes > 0), src, "src_ptrs", "is not a valid address")
-    _refuse_rows((dst <= 0) & (sizes > 0), dst, "dst_ptrs", "is not a valid address")
-    rows = np.flatnonzero(sizes)
-    src_column, dst_column, lengths = (c[rows].astype(np.uint64) for c in (src, dst, sizes))
-    sources = allocations_of_addresses(driver, src_column, lengths, "src_ptrs", writable=False)
-    destinations = allocations_of_addresses(driver, dst_column, lengths, "dst_ptrs", writable=True)
-    bounds = np.array([a.start for a in sources + destinations], dtype=np.uint64)
-    columns: tuple[Addresses, Addresses, Addresses | int] = (dst_column, src_column, lengths)
-    first = None
-    if all(a.kind is not MemoryKind.PAGEABLE for a in sources + destinations):
-        # In pageable memory there may be registered parts, which no copy may run over.
-        columns, first = merge(dst_column, src_column, lengths, bounds)
-
-    def describe(index: int) -> str:
-        row = rows[index if first is None else first[index]]
-        return f"copy {row} (from {src[row]:#x} to {dst[row]:#x}, {sizes[row]} bytes)"
-
-    return Copies(*columns, sources, destinations, describe)
-
-
-def _refuse_rows(wrong: npt.NDArray[np.bool_], values: Ids, name: str, what: str) -> None:
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise BadPlanError(f"{name}[{row}] = {values[row]} {what}", row)
 
 
 class _Layer(NamedTuple):
     copies: Copies
     src_span: tuple[int, int]  # first address that the array touches, and the one after the last
     dst_span: tuple[int, int]
+    tangled: bool = False  # different destination blocks may share bytes
+    one_pool: bool = False  # both sides have the very same blocks, which share no bytes
 
 
 def _pair_layers(src: Any, dst: Any) -> list[tuple[Any, Any]]:
@@ -141,49 +98,7 @@ def _pair_layers(src: Any, dst: Any) -> list[tuple[Any, Any]]:
     return list(zip(src, dst, strict=True))
 
 
-def _read_integers(values: Any, name: str, dimensions: int) -> Ids:
-    """Read a host sequence of integers as int64; values that do not fit are refused."""
-    if (
-        type(values) is np.ndarray
-        and values.dtype == np.int64
-        and values.ndim == dimensions
-        and values.size
-        and values.flags.carray  # compiled functions take no read-only arrays
-    ):
-        return values
-    if hasattr(values, "__cuda_array_interface__"):
-        raise UnsupportedArrayError(
-            f"{name} lies on a device; give it in host memory (the order of arguments is source, "
-            f"destination, {name})"
-            if dimensions == _MAPPING_DIMENSIONS
-            else f"{name} lies on a device; give it in host memory"
-        )
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise BadPlanError(f"{name} is no array of integers: {error}") from None
-    if array.shape in ((0,), (0, 2)[:dimensions]):
-        return np.zeros((0, 2)[:dimensions], dtype=np.int64)
-    if array.ndim != dimensions:
-        raise BadPlanError(f"{name} must {_SHAPES[dimensions]}, not {_what(values, array)}")
-    if array.dtype.kind not in "iu":
-        raise BadPlanError(
-            f"{name} must hold integers below 2**63, not {array.dtype} ({array.flat[0]} for "
-            "example): convert it with .astype(np.int64)"
-        )
-    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
-        too_large = np.flatnonzero(array.ravel() > np.uint64(np.iinfo(np.int64).max))
-        if too_large.size:
-            row = int(too_large[0]) // (array.shape[1] if dimensions == 2 else 1)
-            raise BadPlanError(f"{name} holds {array.ravel()[too_large[0]]}, beyond 2**63", row)
-    return np.require(array, dtype=np.int64, requirements=["C", "A", "W"])
-
-
-def _what(values: Any, array: npt.NDArray[Any]) -> str:
-    return f"the shape {array.shape}" if array.ndim else f"a {type(values).__name__}"
-
-
-def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Ids:
+def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Integers:
     """Read a block mapping as rows of int64.
 
     Raises
@@ -191,7 +106,7 @@ def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Ids:
     BadPlanError, UnsupportedArrayError
         If it is none; the message calls it `name`.
     """
-    mapping = _read_integers(block_mapping, name, 2)
+    mapping = read_integers(block_mapping, name, 2)
     if mapping.shape[1] != 2:
         raise BadPlanError(
             f"{name} must have rows of two columns, source block and destination block, not "
@@ -201,7 +116,7 @@ def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Ids:
 
 
 def _plan_layer(
-    driver: Driver, src: Any, dst: Any, mapping: Ids, block_axis: int, layer: str
+    driver: Driver, src: Any, dst: Any, mapping: Integers, block_axis: int, layer: str
 ) -> _Layer:
     source, destination = view_array(src, f"src{layer}"), view_array(dst, f"dst{layer}")
     if destination.readonly:
@@ -264,18 +179,17 @@ def _plan_layer(
     if bounds.size:
         _check_within(dst_column, src_column, size, bounds, f"src and dst{layer}")
 
-    def describe(index: int) -> str:
-        run = index if first is None else int(first[index])
-        row = run // len(layout.src_offsets)
-        if grouped_by >= 0 and not found:
-            # The rows are in another order; a destination block stands in one row only.
-            block = (int(dst_column[index]) - destination.address) // layout.dst_step
-            row = int(np.argmax(mapping[:, 1] == block))
-        return (
-            f"block_mapping[{row}] (source block {mapping[row, 0]} to destination block "
-            f"{mapping[row, 1]}{layer})"
-        )
-
+    origin = BlockOrigin(
+        (dst_column, src_column),
+        (destination.address, source.address),
+        (layout.dst_step, layout.src_step),
+        (layout.dst_offsets, layout.src_offsets),
+        layout.run_bytes,
+        rows,
+        first,
+        mapping if grouped_by >= 0 and not found else None,
+        layer,
+    )
     streams = (source.stream, destination.stream)
     copies = Copies(
         dst_column,
@@ -283,15 +197,37 @@ def _plan_layer(
         size,
         sources,
         destinations,
-        describe,
-        (source.owner, destination.owner),
-        () if streams == (None, None) else tuple(s for s in streams if s is not None),
-        kept,
-        layout.alignment_bits | source.address | destination.address,
+        owners=(source.owner, destination.owner),
+        producer_streams=()
+        if streams == (None, None)
+        else tuple(s for s in streams if s is not None),
+        buffer=kept,
+        alignment_bits=layout.alignment_bits | source.address | destination.address,
+        origin=origin,
     )
-    if layout.tangled:
-        check_hazards(copies)
-    return _Layer(copies, src_span, dst_span)
+    one_pool = (
+        not layout.tangled
+        and (source.address, layout.src_step) == (destination.address, layout.dst_step)
+        and np.array_equal(layout.src_offsets, layout.dst_offsets)
+    )
+    return _Layer(copies, src_span, dst_span, layout.tangled, one_pool)
+
+
+def _refuse_read_and_written(mapping: Integers) -> None:
+    """Refuse rows, all within one pool of blocks, that read what another row writes."""
+    reader = int(compiled().find_read_and_written(mapping))
+    if reader >= 0:
+        writer = int(np.argmax(mapping[:, 1] == mapping[reader, 0]))
+        names = [
+            f"block_mapping[{row}] (source block {mapping[row, 0]} to destination block "
+            f"{mapping[row, 1]})"
+            for row in (reader, writer)
+        ]
+        raise BadPlanError(
+            f"{names[0]} reads what {names[1]} writes; the order of copies is not defined: "
+            "stage one of them elsewhere, or make two swaps",
+            reader,
+        )
 
 
 def may_be_grouped(rows: int, run_bytes: int) -> bool:
@@ -331,7 +267,7 @@ def _column_to_group(
     return -1
 
 
-def _bad_row(mapping: Ids, src_blocks: int, dst_blocks: int, layer: str) -> BadPlanError:
+def _bad_row(mapping: Integers, src_blocks: int, dst_blocks: int, layer: str) -> BadPlanError:
     """Find out which row of a mapping that was refused is at fault."""
     for column, count, name in ((0, src_blocks, "src"), (1, dst_blocks, "dst")):
         ids = mapping[:, column]
@@ -345,7 +281,10 @@ def _bad_row(mapping: Ids, src_blocks: int, dst_blocks: int, layer: str) -> BadP
             )
     ids = mapping[:, 1]
     order = np.argsort(ids, kind="stable")
-    again = int(np.argmax(ids[order][1:] == ids[order][:-1]))
+    same = ids[order][1:] == ids[order][:-1]
+    if not same.any():
+        return BadPlanError("block_mapping was changed while it was read: wait before changing it")
+    again = int(np.argmax(same))
     first, row = int(order[again]), int(order[again + 1])
     return BadPlanError(
         f"block_mapping[{row}]: destination block {ids[row]} is written twice (first by row "
@@ -364,16 +303,20 @@ def _inner_bounds(*sides: tuple[Allocation, ...]) -> Addresses:
     return np.array([a.start for side in sides for a in side[1:]], dtype=np.uint64)
 
 
-def _spans_meet(layers: Sequence[_Layer]) -> bool:
-    """Whether a destination array shares addresses with any other array of the call."""
+def _arrays_meet(layers: Sequence[_Layer]) -> bool:
+    """Whether a destination array shares addresses with any other array of the call.
+
+    Not asked of the two sides of one pool: block ids tell whether their blocks meet.
+    """
     if len(layers) == 1:
-        ((_, src, dst),) = layers
-        return src[0] < dst[1] and dst[0] < src[1]
+        (layer,) = layers
+        (src_start, src_stop), (dst_start, dst_stop) = layer.src_span, layer.dst_span
+        return not layer.one_pool and src_start < dst_stop and dst_start < src_stop
     spans = sorted(
         (*span, written)
         for layer in layers
         for span, written in ((layer.src_span, False), (layer.dst_span, True))
-        if span[0] < span[1]
+        if span[0] < span[1] and (written or not layer.one_pool)
     )
     read_until = written_until = 0
     for start, stop, written in spans:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from numba_swap import decide
@@ -14,9 +15,12 @@ from numba_swap.driver.current import current_driver
 from numba_swap.errors import ModeUnavailableError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import kernel
-from numba_swap.plan import plan_array_blocks, plan_pointers
+from numba_swap.plan import plan_array_blocks
+from numba_swap.pointers import Validation, plan_pointers
 from numba_swap.settings import Mode, Policy, current_settings
 from numba_swap.transfer import Transfer
+
+_log = logging.getLogger("numba_swap")
 
 
 class CopyPlan:
@@ -101,6 +105,8 @@ class CopyPlan:
                 work.close_after_failure(last.handle)
                 raise
             if launched:
+                if _log.isEnabledFor(logging.DEBUG):
+                    _log.debug("%s", last.decision)
                 return Transfer(work, last.decision, False)
             work.cancel()
         return self._run(How(stream, mode, max_blocks, policy))
@@ -289,6 +295,7 @@ def swap_blocks_batch(
     mode: Mode | str = "auto",
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
+    validate: Validation = "bounds",
 ) -> Transfer:
     """Copy between raw addresses, ``sizes[i]`` bytes from ``src_ptrs[i]`` to ``dst_ptrs[i]``.
 
@@ -298,6 +305,13 @@ def swap_blocks_batch(
         Addresses, and lengths in bytes, in host memory (NumPy, list, CPU tensor).
     stream, mode, policy, max_blocks
         As for `swap_blocks`.
+    validate : {"bounds", "full", "none"}, optional
+        ``"bounds"``: every copy lies, at both sides, wholly inside one allocation that CUDA
+        knows, or inside mapped memory of this process; the driver is asked once an allocation.
+        ``"full"``: also, no two destinations overlap, and no copy writes what another reads.
+        ``"none"``: nothing but lengths and dtypes is checked. The first address of each side is
+        taken to tell what kind of memory all of them are, and a wrong address kills the process,
+        overwrites memory of others, or breaks the CUDA context for good.
 
     Returns
     -------
@@ -308,19 +322,23 @@ def swap_blocks_batch(
     ------
     BadPlanError
         Unequal lengths, a negative size, a null pointer, an address that is no memory, a copy
-        that runs past its allocation. Nothing was copied.
+        that runs past its allocation, copies that overlap if that was asked for. Nothing was
+        copied.
+    BadArgumentError
+        Another value of `validate`.
     NumbaSwapError
         As for `CopyPlan.run`.
 
     Notes
     -----
-    Overlapping copies are not looked for: their order is not defined.
+    Addresses and sizes need no alignment. The order of copies is not defined: the result of
+    overlapping ones, which only ``validate="full"`` looks for, is not either, but they touch no
+    other memory.
     """
     driver = current_driver()
     driver.current_context()
-    return CopyPlan(driver, plan_pointers(driver, src_ptrs, dst_ptrs, sizes)).run(
-        stream, mode, policy=policy, max_blocks=max_blocks
-    )
+    copies = plan_pointers(driver, src_ptrs, dst_ptrs, sizes, validate)
+    return CopyPlan(driver, copies).run(stream, mode, policy=policy, max_blocks=max_blocks)
 
 
 def warm_up() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import hypothesis
 import numpy as np
 import pytest
 
 import numba_swap as ns
+from numba_swap import in_flight
 from numba_swap.settings import DRIVER_VERSION_VARIABLE
 
 SIMULATED_MODES = {
@@ -115,3 +117,33 @@ def random_bytes(rng, shape, dtype=np.uint8) -> np.ndarray:
     dtype = np.dtype(dtype)
     count = int(np.prod(shape)) * dtype.itemsize
     return rng.integers(1, 256, count, dtype=np.uint8).view(dtype).reshape(shape)
+
+
+# More examples than a CI run has time for, and other ones every time.
+EXAMPLES_FACTOR = int(os.environ.get("NUMBA_SWAP_EXAMPLES_FACTOR", "1"))
+
+
+def examples(count: int) -> hypothesis.settings:
+    """Settings of a randomised test: always the same examples, unless more are asked for."""
+    return hypothesis.settings(
+        max_examples=count * EXAMPLES_FACTOR,
+        derandomize=EXAMPLES_FACTOR == 1,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+
+@contextmanager
+def no_reaper():
+    """Let no thread of the library call the driver: dropped transfers are waited for at the end.
+
+    Yields the list of them.
+    """
+    dropped = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_flight._reaper, "adopt", dropped.append)
+        yield dropped
+        for work in dropped:
+            with suppress(ns.DriverCallError):
+                work.wait_in_own_context()

@@ -10,6 +10,7 @@ from machines import Case, make_array, random_bytes, read_array
 
 import numba_swap as ns
 from numba_swap import again
+from numba_swap.driver.simulated import Fault
 
 MACHINES = [
     Case("13.0", "auto"),
@@ -119,7 +120,9 @@ def test_other_arguments_take_the_long_way(pair, taken, arguments):
 def test_settings_and_capture_are_seen(pair, taken):
     gpu, src, dst, stream = pair
     with ns.override(driver_version=(11, 8)):
-        assert ns.swap_blocks(src, dst, GOOD, stream=stream).decision.mode == "loop"
+        transfer = ns.swap_blocks(src, dst, GOOD, stream=stream)
+    assert transfer.decision.mode == "loop"
+    transfer.wait()  # or the library's thread would, sooner or later
     library = gpu.driver.library
     library.begin_capture(stream.handle)
     transfer = ns.swap_blocks(src, dst, GOOD, stream=stream)
@@ -194,7 +197,7 @@ def test_many_pairs_do_not_grow_the_memory_for_ever():
 
 def test_a_failing_launch_is_raised_and_nothing_is_retried(pair, taken):
     gpu, src, dst, stream = pair
-    gpu.driver.library.faults["cuLaunchKernel"] = lambda *arguments: 2
+    gpu.driver.library.faults.add(Fault("cuLaunchKernel", 2))
     before = gpu.driver.library.calls["cuLaunchKernel"]
     with pytest.raises(ns.DriverCallError, match="cuLaunchKernel results in CUDA_ERROR_OUT_OF_MEM"):
         ns.swap_blocks(src, dst, GOOD, stream=stream)

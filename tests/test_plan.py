@@ -98,8 +98,9 @@ def test_hazards_within_one_pool(gpu):
     pool = gpu.device_array((8, 100), np.uint8)
     with pytest.raises(ns.BadPlanError, match=r"block_mapping\[1\].*reads what block_mapping\[0\]"):
         ns.plan_blocks(pool, pool, [[0, 1], [1, 5]])
-    with pytest.raises(ns.BadPlanError, match="neighbouring row"):
-        ns.plan_blocks(pool, pool, [[0, 1], [1, 2]])
+    with pytest.raises(ns.BadPlanError, match=r"\[1\].*reads what .*\[0\] .*writes") as error:
+        ns.plan_blocks(pool, pool, [[0, 1], [1, 2]])  # neighbours, which would be merged
+    assert error.value.index == 1
     assert len(ns.plan_blocks(pool, pool, [[0, 1], [3, 2]])) == 2
     assert len(ns.plan_blocks(pool, pool, [[4, 4], [0, 1]])) == 1  # onto itself: nothing to move
     with pytest.raises(ns.BadPlanError, match=r"of layer 1.* writes what .*of layer 0"):
@@ -169,9 +170,11 @@ def test_describe_names_the_row_after_merging_and_layers(gpu):
     plan = ns.plan_blocks(src, dst, [[0, 2], [1, 3], [5, 0]])
     described = [plan._copies.describe(i) for i in range(len(plan))]
     assert described == [
-        "block_mapping[0] (source block 0 to destination block 2 of layer 0)",
+        "block_mapping[0] (source block 0 to destination block 2 of layer 0, merged with the rows "
+        "up to block_mapping[1])",
         "block_mapping[2] (source block 5 to destination block 0 of layer 0)",
-        "block_mapping[0] (source block 0 to destination block 2 of layer 1)",
+        "block_mapping[0] (source block 0 to destination block 2 of layer 1, merged with the rows "
+        "up to block_mapping[1])",
         "block_mapping[2] (source block 5 to destination block 0 of layer 1)",
     ]
 

@@ -14,7 +14,7 @@ import pytest
 from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
 from numba_swap.driver.current import current_driver
-from numba_swap.driver.simulated import SimulatedLibrary
+from numba_swap.driver.simulated import Fault, SimulatedLibrary
 from numba_swap.driver.simulated.memory import Kind
 from numba_swap.errors import DriverCallError, DriverUnavailableError, UnsupportedArrayError
 from numba_swap.simulation import simulate
@@ -682,7 +682,7 @@ def test_capture_spreads_over_fences(gpu):
     gpu.library.begin_capture(stream.handle)
     copy(gpu, middle, source, stream)
     (side,) = gpu.driver.pools.side_streams(context, 1)
-    with gpu.driver.pools.fenced(context, stream.handle, [side]):
+    with gpu.driver.pools.fenced(context, stream.handle, [side], list):
         assert gpu.driver.probe(side)[2]
         copy(gpu, target, middle, side)
     graph = gpu.library.end_capture(stream.handle)
@@ -774,8 +774,7 @@ def test_exception_in_a_callback_is_kept(capfd):
 
 
 def test_faults(gpu):
-    answers = iter([None, 2])
-    gpu.library.faults["cuMemHostAlloc"] = lambda _pointer, nbytes, _flags: next(answers)
+    gpu.library.faults.add(Fault("cuMemHostAlloc", 2, call=2))
     assert gpu.driver.host_alloc(64)
     with pytest.raises(DriverCallError, match="CUDA_ERROR_OUT_OF_MEMORY"):
         gpu.driver.host_alloc(64)

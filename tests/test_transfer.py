@@ -14,6 +14,7 @@ import pytest
 
 import numba_swap as ns
 from numba_swap import in_flight
+from numba_swap.driver.simulated import Fault
 
 MODES = ["batch", "loop", "kernel"]
 
@@ -168,13 +169,7 @@ def test_failed_submission_keeps_its_memory_until_it_is_over(gpu):
     dst = gpu.pinned_array((4, 8))
     alive = weakref.ref(src)
     plan = ns.plan_blocks(src, dst, [[0, 1], [2, 3]])
-    calls = []
-
-    def fail_second(*arguments):
-        calls.append(arguments)
-        return 2 if len(calls) == 2 else None
-
-    gpu.driver.library.faults["cuMemcpyAsync"] = fail_second
+    gpu.driver.library.faults.add(Fault("cuMemcpyAsync", 2, call=2))
     with pytest.raises(ns.DriverCallError, match="OUT_OF_MEMORY at copy 1"):
         plan.run(mode="loop")
     del plan, src
@@ -191,20 +186,19 @@ def test_launched_but_not_recorded_keeps_its_memory(gpu, again):
     for _ in range(2):
         plan.run(stream).wait()
         ns.swap_blocks(src, dst, rows, stream=stream).wait()
-    gpu.driver.library.faults["cuEventRecord"] = lambda *arguments: 2
+    gpu.driver.library.faults.add(Fault("cuEventRecord", 2, times=None))
     calls = {"plan": plan.run, "arrays": partial(ns.swap_blocks, src, dst, rows)}
     with pytest.raises(ns.DriverCallError, match="cuEventRecord"):
         calls[again](stream=stream)
     del plan, src, calls
     gc.collect()
     assert alive() is not None
-    for work in list(in_flight._unfinished.values()):
-        work.cancel()
+    in_flight._kept.clear()
 
 
 def test_an_index_that_the_driver_did_not_write_is_not_used(gpu):
     src, dst = gpu.device_array((4, 8)), gpu.pinned_array((4, 8))
-    gpu.driver.library.faults["cuMemcpyBatchAsync"] = lambda *arguments: 2
+    gpu.driver.library.faults.add(Fault("cuMemcpyBatchAsync", 2))
     with pytest.raises(ns.DriverCallError) as caught:
         ns.swap_blocks(src, dst, [[0, 1]], mode="batch")
     assert caught.value.failing_index is None
@@ -214,7 +208,7 @@ def test_an_index_that_the_driver_did_not_write_is_not_used(gpu):
 def test_failure_on_the_gpu_is_raised_at_every_wait(gpu):
     src, dst = gpu.device_array((4, 8)), gpu.pinned_array((4, 8))
     transfer = ns.swap_blocks(src, dst, [[0, 1]])
-    gpu.driver.library.faults["cuEventSynchronize"] = lambda *arguments: 700
+    gpu.driver.library.faults.add(Fault("cuEventSynchronize", 700))
     for _ in range(2):
         with pytest.raises(ns.DriverCallError, match="ILLEGAL_ADDRESS"):
             transfer.wait()
@@ -390,12 +384,11 @@ def test_a_question_that_fails_says_nothing_about_the_work(gpu):
     alive = weakref.ref(src)
     transfer = ns.swap_blocks(src, dst, [[0, 1]])
     del src
-    gpu.driver.library.faults["cuEventQuery"] = lambda *arguments: 800
+    gpu.driver.library.faults.add(Fault("cuEventQuery", 800))
     with pytest.raises(ns.DriverCallError, match=r"\[800\]"):
         transfer.done()
     gc.collect()
     assert alive() is not None
-    del gpu.driver.library.faults["cuEventQuery"]
     transfer.wait()
     assert transfer.done()
     gc.collect()

@@ -18,7 +18,7 @@ from numba_swap.bench.timing import Samples
 from numba_swap.calibration import reference_costs, use_costs
 from numba_swap.copies import Direction
 from numba_swap.costs import Costs
-from numba_swap.plan import plan_pointers
+from numba_swap.pointers import plan_pointers
 from numba_swap.settings import Mode
 from numba_swap.swap import CopyPlan, plan_blocks
 
@@ -123,24 +123,27 @@ def _cells(pools: Pools, calibrated: Costs) -> Iterator[dict[str, Any]]:
     for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
         for size in (*SIZES, None):
             for count in COUNTS:
-                plan = _plan(pools, direction, size, count)
-                if plan is not None:
-                    raw_ns = _time(pools, plan, calibrated)
+                copies = _copies(pools, direction, size, count)
+                if copies is not None:
                     yield {
                         "direction": str(direction),
                         "block": size,
                         "copies": count,
-                        "bytes": plan.nbytes,
-                        "raw_ns": raw_ns,
+                        "bytes": copies().nbytes,
+                        "raw_ns": _time(pools, copies, calibrated),
                     }
 
 
-def _plan(pools: Pools, direction: Direction, size: int | None, count: int) -> CopyPlan | None:
+def _copies(
+    pools: Pools, direction: Direction, size: int | None, count: int
+) -> Callable[[], CopyPlan] | None:
+    """Return what plans a swap; None if it would be too long."""
     if size is not None:
         if count * size > MOST_BYTES:
             return None
         source, destination = pools.blocks(direction, size)
-        return plan_blocks(source, destination, pools.mapping(source, destination, count))
+        mapping = pools.mapping(source, destination, count)
+        return lambda: plan_blocks(source, destination, mapping)
     rng = np.random.default_rng(count)
     low, high = np.log(MIXED_BYTES)
     sizes = np.exp(rng.uniform(low, high, count)).astype(np.int64) // 16 * 16
@@ -152,47 +155,40 @@ def _plan(pools: Pools, direction: Direction, size: int | None, count: int) -> C
     if int(sizes.sum()) + 256 * count > GIB:
         return None
     src, dst = pools.addresses(direction)
-    return CopyPlan(pools.driver, plan_pointers(pools.driver, src + ends[0], dst + ends[1], sizes))
+    driver = pools.driver
+    return lambda: CopyPlan(driver, plan_pointers(driver, src + ends[0], dst + ends[1], sizes))
 
 
-def _time(pools: Pools, plan: CopyPlan, calibrated: Costs) -> Times:
-    """Return the times of every arm, one round after another, in alternating order."""
+def _time(pools: Pools, copies: Callable[[], CopyPlan], calibrated: Costs) -> Times:
+    """Return the times of every arm, one round after another, in alternating order.
+
+    Each arm has a plan of its own, for a plan remembers how it ran last.
+    """
     driver, stream = pools.driver, pools.stream
+    costs_of = {"auto, shipped": reference_costs(), "auto, calibrated": calibrated}
+    plans = {name: copies() for name in (*map(str, Mode), *costs_of)}
 
-    def forced(mode: Mode) -> Callable[[], None]:
-        return lambda: plan.run(stream, mode).wait()
+    def run(name: str) -> None:
+        plans[name].run(stream, "auto" if name in costs_of else name).wait()
 
-    def auto(costs: Costs) -> Callable[[], None]:
-        # The last run is what a plan remembers of itself; with other costs it decides anew.
-        def run() -> None:
-            plan.run(stream).wait()
+    def prepare(name: str) -> None:
+        if name in costs_of:
+            use_costs(driver, 0, costs_of[name])
 
-        def prepare() -> None:
-            use_costs(driver, 0, costs)
-            plan._last = None
-            run()
-
-        preparations[run] = prepare
-        return run
-
-    preparations: dict[Callable[[], None], Callable[[], None]] = {}
-    arms: dict[str, Callable[[], None]] = {str(mode): forced(mode) for mode in Mode}
-    arms["auto, shipped"] = auto(reference_costs())
-    arms["auto, calibrated"] = auto(calibrated)
-    raw_ns: Times = {name: [] for name in arms}
-    for run in arms.values():
-        preparations.get(run, run)()
-    order = list(arms)
+    raw_ns: Times = {name: [] for name in plans}
+    for name in plans:
+        for _ in range(2):
+            prepare(name)
+            run(name)
+    order = list(plans)
     start, (fewest, most) = time.perf_counter(), _ROUNDS
     for done in range(most):
-        if done >= fewest and time.perf_counter() - start > _CELL_SECONDS * len(arms):
+        if done >= fewest and time.perf_counter() - start > _CELL_SECONDS * len(order):
             break
         for name in order:
-            run = arms[name]
-            if run in preparations:
-                preparations[run]()
+            prepare(name)
             begin = time.perf_counter_ns()
-            run()
+            run(name)
             raw_ns[name].append(time.perf_counter_ns() - begin)
         order.reverse()
     return raw_ns

@@ -29,24 +29,6 @@ ERROR_NOT_READY = 600
 ERROR_ILLEGAL_ADDRESS = 700
 ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
 
-# Errors that break a context for good: every later call in it fails, and nothing runs any more.
-STICKY_ERRORS = frozenset(
-    (
-        214,  # ECC_UNCORRECTABLE
-        ERROR_ILLEGAL_ADDRESS,
-        702,  # LAUNCH_TIMEOUT
-        709,  # CONTEXT_IS_DESTROYED
-        710,  # ASSERT
-        714,  # HARDWARE_STACK_ERROR
-        715,  # ILLEGAL_INSTRUCTION
-        716,  # MISALIGNED_ADDRESS
-        717,  # INVALID_ADDRESS_SPACE
-        718,  # INVALID_PC
-        719,  # LAUNCH_FAILED
-        999,  # UNKNOWN
-    )
-)
-
 # CUdriverProcAddressQueryResult
 SYMBOL_FOUND = 0
 SYMBOL_NOT_FOUND = 1

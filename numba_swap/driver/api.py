@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import threading
 from collections.abc import Iterator
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from numba_swap.driver import abi
 from numba_swap.driver.entry_points import EntryPoints
 from numba_swap.driver.pools import PinnedBuffer, Pools
-from numba_swap.errors import DriverCallError, DriverUnavailableError
+from numba_swap.errors import DriverCallError, DriverUnavailableError, forked_error
 from numba_swap.versions import DriverVersion
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ class Driver:
         Events, pinned buffers and private streams to use again.
     kernels : dict
         Handle of the copy kernel on each device, for the mode that loads it.
+    initialized : bool
+        Whether the driver was initialised through this object.
     """
 
     def __init__(self, library: DriverLibrary) -> None:
@@ -94,8 +95,7 @@ class Driver:
         self._query = self.address("cuPointerGetAttributes")
         self.pools = Pools(self)
         self.kernels: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self._initialized = False
+        self.initialized = False
         self._primary_contexts: dict[int, int] = {}
         self._context_devices: dict[int, int] = {}
         self._batch_attributes = abi.MemcpyAttributes(src_access_order=abi.SRC_ACCESS_ORDER_STREAM)
@@ -145,9 +145,11 @@ class Driver:
         DriverUnavailableError
             If the driver finds no device or cannot start.
         """
-        if self._initialized:
+        if self.initialized:
             return
         code = self._cuInit(0)
+        if code == abi.ERROR_NOT_INITIALIZED:  # initialised by whoever used it before a fork
+            raise forked_error()
         if code:
             reason = f"[{code}] cuInit results in {self.error_name(code)}"
             raise DriverUnavailableError(
@@ -155,7 +157,7 @@ class Driver:
                 "Use numba_swap.simulate() to run without a GPU.",
                 [(self.library.path, reason)],
             )
-        self._initialized = True
+        self.initialized = True
 
     def device_count(self) -> int:
         """Return the number of devices."""
@@ -192,18 +194,19 @@ class Driver:
     def primary_context(self, device: int) -> int:
         """Primary context of a device, the one that Numba, CuPy and PyTorch use.
 
-        It is retained once and never released: releasing it at exit would race with the
-        libraries that share it.
+        It is retained and never released: releasing it at exit would race with the libraries
+        that share it.
         """
-        with self._lock:
-            if device not in self._primary_contexts:
-                context = c_void_p()
-                self._check(
-                    self._cuDevicePrimaryCtxRetain(byref(context), device),
-                    "cuDevicePrimaryCtxRetain",
-                )
-                self._primary_contexts[device] = context.value or 0
-            return self._primary_contexts[device]
+        if device not in self._primary_contexts:
+            context = c_void_p()
+            # Threads that get here together retain it once each, which is harmless; making it
+            # takes long, so no lock is held meanwhile.
+            self._check(
+                self._cuDevicePrimaryCtxRetain(byref(context), device),
+                "cuDevicePrimaryCtxRetain",
+            )
+            self._primary_contexts[device] = context.value or 0
+        return self._primary_contexts[device]
 
     def context_device(self, context: int) -> int:
         """Ordinal of the device of a context, which must be the calling thread's."""
@@ -253,6 +256,17 @@ class Driver:
         if code:
             self._check(code, "cuPointerGetAttributes")
         return PointerInfo._make(values)
+
+    def find_allocations(
+        self, starts: Any, sizes: Any, row: int, count: int, table: Any, in_order: bool
+    ) -> tuple[int, int, int]:
+        """Ask, once an allocation, what ranges lie in; see `compiled.find_allocations`."""
+        problem, row, count = compiled().find_allocations(
+            *self.query_functions, starts, sizes, row, count, table, int(in_order)
+        )
+        if problem > 0:
+            self._check(problem, "cuPointerGetAttributes")
+        return problem, row, count
 
     def device_alloc(self, nbytes: int) -> int:
         """Allocate memory on the device of the calling thread's context."""
@@ -455,8 +469,18 @@ class Driver:
         return self._launched(step, code)
 
     def _launched(self, step: int, code: int) -> bool:
+        if step == 1:
+            note = "Nothing was copied."
+            raise DriverCallError(
+                "cuLaunchKernel",
+                code,
+                self.error_name(code),
+                note=note,
+                submitted=0,
+                submitted_rows=(),
+            )
         if step > 0:
-            self._check(code, ("cuLaunchKernel", "cuEventRecord")[step - 1])
+            self._check(code, "cuEventRecord")
         return step == 0
 
 

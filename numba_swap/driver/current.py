@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from typing import Any
 
 from numba_swap.driver.api import Driver
+from numba_swap.errors import forked_error
 
 _lock = threading.Lock()
 _simulated: list[Driver] = []
@@ -50,3 +53,23 @@ def leave_driver(driver: Driver) -> None:
     """Take a simulated driver away again."""
     with _lock:
         _simulated.remove(driver)
+
+
+class _ForkedDriver(Driver):
+    """A driver of the parent process: whatever is asked of it in the child raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise forked_error()
+
+
+def _after_fork() -> None:
+    """Refuse from now on the drivers that the parent has used; a new simulation may be entered."""
+    global _lock  # noqa: PLW0603 -- another thread of the parent may have held it
+    _lock = threading.Lock()
+    for driver in [*_simulated, _default]:
+        if driver is not None and driver.initialized:
+            driver.__class__ = _ForkedDriver
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -77,34 +75,31 @@ class Pools:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._lock = threading.Lock()
-        self._events: defaultdict[int, list[int]] = defaultdict(list)
-        self._shelves: defaultdict[int, list[tuple[int, Words]]] = defaultdict(list)
-        self._device_shelves: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        self._streams: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        # No locks: single operations of lists and dictionaries are atomic, with a GIL or without.
+        self._events: dict[int, list[int]] = {}
+        self._shelves: dict[int, list[tuple[int, Words]]] = {}
+        self._device_shelves: dict[tuple[int, int], list[int]] = {}
+        self._streams: dict[tuple[int, int], list[int]] = {}
 
     def take_event(self, context: int) -> int:
         """Take an event of the given context, which must be the calling thread's."""
-        try:
-            return self._events[context].pop()
-        except IndexError:
-            return self._driver.create_event()
+        return self.spare_event(context) or self._driver.create_event()
 
     def spare_event(self, context: int) -> int:
         """Take an event if there is one to spare, whatever context is current; else 0."""
         try:
             return self._events[context].pop()
-        except IndexError:
+        except (KeyError, IndexError):
             return 0
 
     def give_event(self, context: int, event: int) -> None:
         """Take an event back: all that waits on it has been enqueued or is over."""
-        self._events[context].append(event)
+        self._events.setdefault(context, []).append(event)
 
     def take_buffer(self, nbytes: int) -> PinnedBuffer:
         """Take a pinned buffer of at least `nbytes`, which must not be 0."""
         size = _buffer_size(nbytes)
-        shelf = self._shelves[size]
+        shelf = self._shelves.setdefault(size, [])
         try:
             address, words = shelf.pop()
         except IndexError:
@@ -115,7 +110,7 @@ class Pools:
 
     def spare_buffer(self, nbytes: int) -> PinnedBuffer | None:
         """Take a pinned buffer if there is one to spare, whatever context is current."""
-        shelf = self._shelves[_buffer_size(nbytes)]
+        shelf = self._shelves.setdefault(_buffer_size(nbytes), [])
         try:
             return PinnedBuffer(*shelf.pop(), shelf)
         except IndexError:
@@ -124,7 +119,7 @@ class Pools:
     def take_device_buffer(self, context: int, nbytes: int) -> DeviceBuffer:
         """Take device memory of at least `nbytes` in a context, the calling thread's."""
         size = _buffer_size(nbytes)
-        shelf = self._device_shelves[context, size]
+        shelf = self._device_shelves.setdefault((context, size), [])
         try:
             address = shelf.pop()
         except IndexError:
@@ -136,11 +131,9 @@ class Pools:
 
         Each lane has its own, so that what runs side by side does not queue up in one stream.
         """
-        streams = self._streams[context, lane]
-        if len(streams) < count:
-            with self._lock:
-                while len(streams) < count:
-                    streams.append(self._driver.create_stream())
+        streams = self._streams.setdefault((context, lane), [])
+        while len(streams) < count:  # threads that get here together may make a few too many
+            streams.append(self._driver.create_stream())
         return streams[:count]
 
     def lane_stream(self, context: int, lane: int) -> int:
@@ -161,35 +154,58 @@ class Pools:
         context_before : int, optional
             Context of `before`, if it may be another.
         """
-        if context_before not in (None, context):
-            with self._driver.activate(context_before):
-                event = self.take_event(context_before)
+        owner = context if context_before is None else context_before
+        other = contextlib.nullcontext() if owner == context else self._driver.activate(owner)
+        with other:
+            event = self.take_event(owner)
+            try:
                 self._driver.record_event(event, before)
+            except DriverCallError:
+                self.give_event(owner, event)
+                raise
+        try:
             self._driver.wait_event(after, event)
-            self.give_event(context_before, event)
-            return
-        event = self.take_event(context)
-        self._driver.record_event(event, before)
-        self._driver.wait_event(after, event)
-        # A wait keeps the event's state of this moment: it may be recorded again at once.
-        self.give_event(context, event)
+        finally:
+            # A wait keeps the event's state of this moment: it may be recorded again at once.
+            self.give_event(owner, event)
 
     @contextlib.contextmanager
-    def fenced(self, context: int, stream: int, sides: list[int]) -> Iterator[None]:
-        """Run the work inside on private streams, as if it stood in `stream`."""
+    def fenced(
+        self, context: int, stream: int, sides: list[int], on_lost: Callable[[], None]
+    ) -> Iterator[None]:
+        """Run the work inside on private streams, as if it stood in `stream`.
+
+        Parameters
+        ----------
+        context, stream : int
+            The stream, and its context, the calling thread's.
+        sides : list of int
+            The private streams.
+        on_lost : callable
+            Called if the stream could not be made to wait for all of them: nothing that is
+            recorded in it then tells when the work inside is over.
+        """
         event = self.take_event(context)
-        self._driver.record_event(event, stream)
-        for side in sides:
-            self._driver.wait_event(side, event)
-        self.give_event(context, event)
+        try:
+            self._driver.record_event(event, stream)
+            for side in sides:
+                self._driver.wait_event(side, event)
+        finally:
+            self.give_event(context, event)
         try:
             yield
         except BaseException:
             with contextlib.suppress(DriverCallError):  # the first error is the one to be told
-                self._join(context, sides, stream)
+                self._join(context, sides, stream, on_lost)
             raise
-        self._join(context, sides, stream)
+        self._join(context, sides, stream, on_lost)
 
-    def _join(self, context: int, sides: list[int], stream: int) -> None:
-        for side in sides:
-            self.order(context, before=side, after=stream)
+    def _join(
+        self, context: int, sides: list[int], stream: int, on_lost: Callable[[], None]
+    ) -> None:
+        try:
+            for side in sides:
+                self.order(context, before=side, after=stream)
+        except BaseException:
+            on_lost()
+            raise

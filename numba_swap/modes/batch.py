@@ -9,7 +9,6 @@ from numba_swap.costs import batch_streams
 from numba_swap.dispatch import Situation
 from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
-from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 from numba_swap.settings import current_settings
 from numba_swap.streams import is_legacy
@@ -50,7 +49,7 @@ def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight)
     else:
         # The driver refuses the legacy default stream here: a private one takes its place.
         sides = driver.pools.side_streams(situation.context, streams, lane)
-        with driver.pools.fenced(situation.context, situation.stream, sides):
+        with driver.pools.fenced(situation.context, situation.stream, sides, work.keep_for_good):
             _call_in_chunks(driver, copies, sides)
     work.close(situation.stream)
 
@@ -62,19 +61,10 @@ def _call_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
     lengths = copies.sizes  # held here: another thread may make, and keep, another array of them
     dst, src, sizes = (column.ctypes.data for column in (copies.dst, copies.src, lengths))
     for start, stream in zip(range(0, count, chunk), itertools.cycle(streams), strict=False):
+        stop = min(start + chunk, count)
         code, failing = driver.memcpy_batch_async(
-            dst + 8 * start,
-            src + 8 * start,
-            sizes + 8 * start,
-            min(chunk, count - start),
-            stream,
+            dst + 8 * start, src + 8 * start, sizes + 8 * start, stop - start, stream
         )
         if code:
             index = None if failing is None else start + failing
-            note = "Which copies were done is not known."
-            if index is not None:
-                note = (
-                    f"At fault is {copies.describe(index)}; the {index} copies before it were "
-                    "submitted, the rest were not."
-                )
-            raise DriverCallError(_FUNCTION, code, driver.error_name(code), index, note)
+            raise copies.refused(_FUNCTION, code, driver.error_name(code), index, stop)

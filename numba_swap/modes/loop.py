@@ -5,7 +5,6 @@ from __future__ import annotations
 from numba_swap.copies import Copies
 from numba_swap.dispatch import Situation
 from numba_swap.driver.api import Driver
-from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 
 _FUNCTION = "cuMemcpyAsync"
@@ -29,12 +28,5 @@ def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight)
         copies.dst, copies.src, copies.dst if uniform else copies.sizes, uniform, situation.stream
     )
     if code:
-        raise DriverCallError(
-            _FUNCTION,
-            code,
-            driver.error_name(code),
-            index,
-            f"At fault is {copies.describe(index)}; the {index} copies before it were submitted, "
-            "the rest were not.",
-        )
+        raise copies.refused(_FUNCTION, code, driver.error_name(code), index, index)
     work.close(situation.stream)

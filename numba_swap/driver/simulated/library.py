@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from numba_swap.driver import abi
 from numba_swap.driver.entry_points import ProcAddress
+from numba_swap.driver.simulated.faults import FaultPlan
 from numba_swap.driver.simulated.functions import ERROR_NAMES, ERROR_UNKNOWN, Functions
 from numba_swap.driver.simulated.memory import Allocation, Kind, SimulatedFailure
 from numba_swap.driver.simulated.timeline import Action, Graph, Stream
@@ -46,6 +47,8 @@ class SimulatedLibrary:
         The CUDA version it supports: decides which functions it has and how look-ups answer.
     devices : int
         Number of devices.
+    faults : FaultPlan, optional
+        What is to fail; more can be added at any time.
 
     Attributes
     ----------
@@ -55,8 +58,8 @@ class SimulatedLibrary:
         Its allocations; kernels call ``memory.check_kernel_access`` before they touch any.
     calls : Counter
         Number of calls of each C function.
-    faults : dict of str to callable
-        Called with a function's arguments before it runs; a code returned is returned instead.
+    faults : FaultPlan
+        What is to fail.
     internal_error : BaseException or None
         The first Python exception inside a C function, which returned 999.
 
@@ -69,14 +72,19 @@ class SimulatedLibrary:
     simulated = True
     found_via = "simulation"
 
-    def __init__(self, version: DriverVersion = _NEWEST, devices: int = 1) -> None:
+    def __init__(
+        self,
+        version: DriverVersion = _NEWEST,
+        devices: int = 1,
+        faults: FaultPlan | None = None,
+    ) -> None:
         self.path = f"simulated CUDA driver {version}"
         if version < (11, 3):
             reason = "it exports no cuGetProcAddress, so it is older than CUDA 11.3"
             raise DriverUnavailableError(f"{self.path} cannot be used: {reason}.")
         self.version = version
         self.calls: Counter[str] = Counter()
-        self.faults: dict[str, Callable[..., int | None]] = {}
+        self.faults = FaultPlan() if faults is None else faults
         self.internal_error: BaseException | None = None
         self.sticky_reported = False
         self._lock = threading.RLock()
@@ -118,9 +126,12 @@ class SimulatedLibrary:
                 try:
                     self.calls[name] += 1
                     self._free_dead()
-                    code = self.faults[name](*arguments) if name in self.faults else None
-                    if code is not None:
-                        return code
+                    fault = self.faults.due(name, arguments)
+                    if fault is not None:
+                        fault.strike(method, arguments)
+                        if fault.sticky:
+                            self._timeline.sticky, self.sticky_reported = fault.code, True
+                        return fault.code
                     self._check_state(name)
                     method(*arguments)
                     self._check_sticky(name)
@@ -252,6 +263,11 @@ class SimulatedLibrary:
         with self._host_call("cuStreamCreate"):
             context = self._functions.primary_context(device)
             return self._timeline.create_stream(context, not non_blocking)
+
+    def destroy_stream(self, stream: int) -> None:
+        """Destroy a stream: what is in it will still be done, but its handle is no stream."""
+        with self._host_call("cuStreamDestroy"):
+            self._timeline.destroy_stream(stream)
 
     def enqueue(self, stream: int, action: Action, wait: bool = False) -> None:
         """Put any Python function into a stream; with `wait`, run it before returning."""

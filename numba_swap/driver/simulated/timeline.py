@@ -79,6 +79,7 @@ class Timeline:
         self._streams: dict[int, Stream] = {}
         self._default_streams: dict[tuple[int, int], Stream] = {}
         self._events: dict[int, Event] = {}
+        self._dying: list[Stream] = []  # destroyed ones, for the work that is left in them
 
     # -- objects ----------------------------------------------------------------------------
 
@@ -87,6 +88,11 @@ class Timeline:
         handle = next(self.handles)
         self._streams[handle] = Stream(context, blocking)
         return handle
+
+    def destroy_stream(self, handle: int) -> None:
+        """Forget a handle; the work that is left in the stream is still to be done."""
+        self._dying.append(self.stream(handle, None))
+        del self._streams[handle]
 
     def create_event(self, context: int) -> int:
         """Return the handle of a new event."""
@@ -121,7 +127,8 @@ class Timeline:
         return self._default_streams.setdefault((context, 0), legacy)
 
     def _all_streams(self) -> Iterable[Stream]:
-        return [*self._streams.values(), *self._default_streams.values()]
+        self._dying = [stream for stream in self._dying if stream.last and not stream.last.done]
+        return [*self._streams.values(), *self._default_streams.values(), *self._dying]
 
     # -- submitting -------------------------------------------------------------------------
 

@@ -1,0 +1,75 @@
+"""Reading block ids, addresses and sizes, in whatever form a user gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_swap.errors import BadPlanError, UnsupportedArrayError
+
+Integers = npt.NDArray[np.int64]
+
+_MAPPING_DIMENSIONS = 2
+_SHAPES = {
+    1: "be a sequence of integers",
+    _MAPPING_DIMENSIONS: "have rows [source block, destination block], shape (n, 2)",
+}
+
+
+def read_integers(values: Any, name: str, dimensions: int) -> Integers:
+    """Read a host sequence of integers as int64; values that do not fit are refused.
+
+    Parameters
+    ----------
+    values : array_like of int
+        What the user gave.
+    name : str
+        What the user calls it.
+    dimensions : {1, 2}
+        1 for a column, 2 for rows of block ids.
+
+    Raises
+    ------
+    BadPlanError, UnsupportedArrayError
+        If they are no integers, not so many dimensions, or not in host memory.
+    """
+    if (
+        type(values) is np.ndarray
+        and values.dtype == np.int64
+        and values.ndim == dimensions
+        and values.size
+        and values.flags.carray  # compiled functions take no read-only arrays
+    ):
+        return values
+    if hasattr(values, "__cuda_array_interface__"):
+        raise UnsupportedArrayError(
+            f"{name} lies on a device; give it in host memory (the order of arguments is source, "
+            f"destination, {name})"
+            if dimensions == _MAPPING_DIMENSIONS
+            else f"{name} lies on a device; give it in host memory"
+        )
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise BadPlanError(f"{name} is no array of integers: {error}") from None
+    if array.shape in ((0,), (0, 2)[:dimensions]):
+        return np.zeros((0, 2)[:dimensions], dtype=np.int64)
+    if array.ndim != dimensions:
+        raise BadPlanError(f"{name} must {_SHAPES[dimensions]}, not {_what(values, array)}")
+    if array.dtype.kind not in "iu":
+        raise BadPlanError(
+            f"{name} must hold integers below 2**63, not {array.dtype} ({array.flat[0]} for "
+            "example): convert it with .astype(np.int64)"
+        )
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        too_large = np.flatnonzero(array.ravel() > np.uint64(np.iinfo(np.int64).max))
+        if too_large.size:
+            row = int(too_large[0]) // (array.shape[1] if dimensions == 2 else 1)
+            raise BadPlanError(f"{name} holds {array.ravel()[too_large[0]]}, beyond 2**63", row)
+    return np.require(array, dtype=np.int64, requirements=["C", "A", "W"])
+
+
+def _what(values: Any, array: npt.NDArray[Any]) -> str:
+    return f"the shape {array.shape}" if array.ndim else f"a {type(values).__name__}"
