@@ -417,10 +417,15 @@ class _Pools:
         self._layered = many
         self.views = [view_array(array, "device") for array in fronts]
         layouts = []
+        self._spans: list[tuple[tuple[int, int], tuple[int, int]]] = []
         # Unequal numbers of layers are refused, with a better message, by `plan_array_blocks`.
         for view, array in zip(self.views, backs, strict=False):
             back = view_array(array, "host")
-            layouts.append(match_blocks(view, back, block_axis, "device and host"))
+            layout = match_blocks(view, back, block_axis, "device and host")
+            layouts.append(layout)
+            ends = ((view.address, layout.src_extent), (back.address, layout.dst_extent))
+            front, other = ((at + low, at + high) for at, (low, high) in ends)
+            self._spans.append((front, other))
             layouts.append(match_blocks(back, view, block_axis, "host and device"))
         self.tangled = any(layout.tangled for layout in layouts)
         self.device_blocks = max(layout.src_blocks for layout in layouts[::2])
@@ -435,11 +440,15 @@ class _Pools:
         BadPlanError
             If a block of one overlaps a block of the other.
         """
+        if not any(
+            start < other_stop and other_start < stop
+            for (start, stop), _ in self._spans
+            for _, (other_start, other_stop) in self._spans
+        ):
+            return
         fronts = _intervals([(out.src, out.sizes), (into.dst, into.sizes)])
         backs = _intervals([(out.dst, out.sizes), (into.src, into.sizes)])
         if not (len(fronts[0]) and len(backs[0])):
-            return
-        if fronts[0].min() >= backs[1].max() or backs[0].min() >= fronts[1].max():
             return
         # Of the blocks of `device` that begin before a block of `host` ends, one may reach into it.
         order = np.argsort(fronts[0])
