@@ -89,7 +89,7 @@ def exchange(
     memory, up to 128 MiB of it, until what goes out has left. A block of `host` that is overwritten
     and read is read first. Where rows depend on each other in a way that no order of pieces
     resolves (a block goes out to where a later one comes from), all that comes in is staged at
-    once, which needs as much device memory. The memory for staging goes back to a pool.
+    once, which needs as much device memory. A plan keeps the memory for its later runs.
 
     In a stream that is being captured, the directions run one after another.
     """
@@ -146,6 +146,7 @@ class ExchangePlan:
         self._rows = out_rows, in_rows = rows
         self.nbytes = whole[0].nbytes + whole[1].nbytes
         self._order = order = _order(out_rows, in_rows, pools)
+        self._shelves: dict[int, list[_Stage]] = {}  # of each context
         # What goes out, and what comes in without being staged, of each piece.
         if order.pieces == 1 and not order.staged.any():
             self._pieces = [whole]
@@ -222,27 +223,46 @@ class ExchangePlan:
         holds = (pools.device, pools.host, how.stream, self)
         work = InFlight(driver, situation.context, holds, situation.capturing)
         try:
-            stages = self._stages(situation.context)
-            work.hold(*(buffer for buffer, _ in stages))
-            steps = self._steps(situation, how, [staging for _, staging in stages])
-            submit_steps(driver, steps, situation, work)
+            stage = self._stage(situation.context)
+            work.hold(stage)
+            submit_steps(driver, self._steps(situation, how, stage), situation, work)
         except BaseException:
             work.close_after_failure(situation.stream)
             raise
         return Transfer(work, decision, situation.capturing)
 
-    def _stages(self, context: int) -> list[tuple[DeviceBuffer, Any]]:
-        """Return the memory through which incoming blocks go, for as many pieces as it holds."""
+    def _stage(self, context: int) -> _Lease | None:
+        """Return the memory through which incoming blocks go; None if none is staged.
+
+        What served an earlier run that is over serves again, with all that was planned for it.
+        """
         order = self._order
         if not order.staged.any():
-            return []
-        rows = int(np.bincount(order.in_piece[order.staged]).max())
-        pieces = min(_PIECES_UNDER_WAY, order.pieces)
-        return [self._pools.stage(context, rows) for _ in range(pieces)]
+            return None
+        shelf = self._shelves.setdefault(context, [])
+        try:
+            return _Lease(shelf.pop(), shelf)
+        except IndexError:
+            rows = int(np.bincount(order.in_piece[order.staged]).max())
+            pieces = min(_PIECES_UNDER_WAY, order.pieces)
+            return _Lease(_Stage([self._pools.stage(context, rows) for _ in range(pieces)]), shelf)
 
-    def _steps(self, situation: Situation, how: How, stages: Sequence[Any]) -> Iterator[Step]:
+    def _staged(self, stage: _Stage, piece: int) -> tuple[Copies, Copies]:
+        """Return the copies of a piece to where it is staged, and on from there."""
+        if piece not in stage.copies:
+            order, pools = self._order, self._pools
+            _, staging = stage.places[piece % len(stage.places)]
+            coming = self._rows[1][(order.in_piece == piece) & order.staged]
+            slots = np.arange(len(coming))
+            stage.copies[piece] = (
+                pools.plan(pools.host, staging, np.stack([coming[:, 0], slots], axis=1)),
+                pools.plan(staging, pools.device, np.stack([slots, coming[:, 1]], axis=1)),
+            )
+        return stage.copies[piece]
+
+    def _steps(self, situation: Situation, how: How, lease: _Lease | None) -> Iterator[Step]:
         """Yield the steps in an order in which they could also run one by one."""
-        order, pools, mode = self._order, self._pools, how.mode
+        order, mode = self._order, how.mode
         # Moving what was staged to its slots goes on within the device, and is our own affair.
         inside = situation._replace(
             max_blocks=policy_blocks(situation.policy, Direction.D2D, how.max_blocks), duplex=False
@@ -266,7 +286,8 @@ class ExchangePlan:
             ]
             return steps, tuple(itertools.islice(numbers, len(steps)))
 
-        if not stages and not order.in_first:
+        stage = None if lease is None else lease.stage
+        if stage is None and not order.in_first:
             yield from self._in_turns(situation, mode)
             return
         for piece, (going, direct) in enumerate(self._pieces):
@@ -276,21 +297,17 @@ class ExchangePlan:
                 yield from steps
             steps, after_in = steps_of(direct, _IN)
             yield from steps
-            if stages:
-                staging = stages[piece % len(stages)]
-                coming = self._rows[1][(order.in_piece == piece) & order.staged]
-                slots = np.arange(len(coming))
+            if stage is not None:
+                aside, settle = self._staged(stage, piece)
                 # The memory is free again when what was in it before has settled.
-                free = settled[piece - len(stages)] if piece >= len(stages) else ()
-                aside = pools.plan(pools.host, staging, np.stack([coming[:, 0], slots], axis=1))
-                steps, after_aside = steps_of(aside, _IN, free)
+                before = piece - len(stage.places)
+                steps, after_aside = steps_of(aside, _IN, settled[before] if before >= 0 else ())
                 yield from steps
                 after_in += after_aside
             if order.in_first:
                 steps, after_out = steps_of(going, _OUT, after_in)
                 yield from steps
-            if stages:
-                settle = pools.plan(staging, pools.device, np.stack([slots, coming[:, 1]], axis=1))
+            if stage is not None:
                 steps, after_settle = steps_of(
                     settle, _SETTLE, after_in + after_out, inside, "auto"
                 )
@@ -387,6 +404,25 @@ def _marked(length: int, ids: Integers) -> Any:
 
 def _spread(rows: int, pieces: int) -> Integers:
     return np.arange(rows, dtype=np.int64) * pieces // max(1, rows)
+
+
+class _Stage:
+    """Device memory for some pieces, as buffers and as arrays, and the copies planned for it."""
+
+    def __init__(self, places: list[tuple[DeviceBuffer, Any]]) -> None:
+        self.places = places
+        self.copies: dict[int, tuple[Copies, Copies]] = {}
+
+
+class _Lease:
+    """A stage in use; it goes back to its shelf when this is dropped, which ends its use."""
+
+    def __init__(self, stage: _Stage, shelf: list[_Stage]) -> None:
+        self.stage = stage
+        self._shelf = shelf
+
+    def __del__(self) -> None:
+        self._shelf.append(self.stage)
 
 
 class _StagingArray:

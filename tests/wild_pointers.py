@@ -114,8 +114,8 @@ def try_all(gpu, mode):
     claim = {**interface(device), "shape": (1 << 40,)}
     answers["array longer than its memory"] = refusal(gpu, claim, mode)
     gpu.synchronize()
-    assert (host == 7).all()
-    assert np.array_equal(device.copy_to_host(), content)
+    assert (host == 7).all(), answers
+    assert np.array_equal(device.copy_to_host(), content), answers
     # The process is alive, and so is the library.
     ns.swap_blocks_batch([address(host)], [address(device)], [SIZE], mode=mode).wait()
     assert (device.copy_to_host() == 7).all()
