@@ -18,7 +18,7 @@ import numpy as np
 from numba_swap.blocks import match_blocks
 from numba_swap.calibration import find_costs
 from numba_swap.copies import Copies, Direction
-from numba_swap.costs import load_of, uniform_load
+from numba_swap.costs import Costs, load_of, uniform_load
 from numba_swap.decide import How
 from numba_swap.dispatch import Decision, Situation, rank
 from numba_swap.driver.api import Driver
@@ -54,6 +54,8 @@ class Run(NamedTuple):
         The most thread blocks that the launch was allowed.
     decision : Decision
         What followed.
+    costs : Costs
+        What was predicted with.
     """
 
     how: How
@@ -63,9 +65,11 @@ class Run(NamedTuple):
     device: int
     most_blocks: int | None
     decision: Decision
+    costs: Costs
 
     def holds(
         self,
+        driver: Driver,
         stream: object,
         mode: Mode | str,
         max_blocks: int | None,
@@ -80,6 +84,7 @@ class Run(NamedTuple):
             and max_blocks == how.max_blocks
             and policy == how.policy
             and current_settings() is self.settings
+            and find_costs(driver, self.device) is self.costs
         )
 
 
@@ -119,7 +124,6 @@ class Recipe:
         self.tangled = layout.tangled
         self._size = layout.run_bytes
         self._route = load_of(copies).route
-        self._costs = find_costs(driver, run.device)
         self._alignment_bits = copies.alignment_bits
         self._items_a_row, self._team = launch.arguments[3], launch.arguments[5]
         addresses = (
@@ -163,7 +167,7 @@ class Recipe:
             or mapping.dtype is not _INT64
             or mapping.ndim != 2
             or not mapping.flags.carray
-            or not run.holds(how.stream, how.mode, how.max_blocks, how.policy)
+            or not run.holds(driver, how.stream, how.mode, how.max_blocks, how.policy)
             or not self.is_of(driver, src, dst)
         ):
             return None
@@ -211,7 +215,7 @@ class Recipe:
         """Whether these are the arrays, unchanged, that it knows, and the costs are the same."""
         return (
             self._driver() is driver
-            and find_costs(driver, self._run.device) is self._costs
+            and find_costs(driver, self._run.device) is self._run.costs
             and self._src() is src
             and self._dst() is dst
             and (_state(src), _state(dst)) == self._states
@@ -234,7 +238,7 @@ class Recipe:
                 run.most_blocks,
                 policy,
             )
-            ranked = rank(self._costs, load, situation)
+            ranked = rank(run.costs, load, situation)
             if ranked[0][1] is not Mode.KERNEL:
                 return None
             decision = decision._replace(ranked=ranked, rejected={})

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import sys
-import threading
-import weakref
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -32,6 +29,8 @@ _log = logging.getLogger("numba_swap")
 SCHEMA = "numba_swap calibration 1"
 CACHE_VARIABLE = "NUMBA_SWAP_CACHE_DIR"
 REFERENCE = "reference_costs.json"
+# Microseconds, or thread blocks: no cost comes near, and sums of costs stay finite.
+_LARGEST = 1e15
 
 
 class Key(NamedTuple):
@@ -53,14 +52,25 @@ class Key(NamedTuple):
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of calibrations: ``NUMBA_SWAP_CACHE_DIR``, or one in the user's cache."""
+    """Return the folder of calibrations: ``NUMBA_SWAP_CACHE_DIR``, or one in the user's cache.
+
+    Raises
+    ------
+    CalibrationError
+        If the user has no home folder.
+    """
     given = environment.get(CACHE_VARIABLE)
     if given:
         return Path(given)
     if sys.platform == "win32" and environment.get("LOCALAPPDATA"):
         return Path(environment["LOCALAPPDATA"]) / "numba_swap"
     base = environment.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "numba_swap"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "numba_swap"
+    except RuntimeError as error:
+        raise CalibrationError(
+            f"no folder for calibrations: {error} Set {CACHE_VARIABLE}"
+        ) from None
 
 
 def key_of(driver: Driver, device: int) -> Key:
@@ -90,9 +100,8 @@ def load_document(path: Path) -> dict[str, Any]:
         raise CalibrationError(f"{path} cannot be read: {error}. Delete it.") from None
     try:
         _check(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise CalibrationError(f"{path} is no calibration: {why}. Delete it.") from None
+    except ValueError as error:
+        raise CalibrationError(f"{path} is no calibration: {error}. Delete it.") from None
     checked: dict[str, Any] = document
     return checked
 
@@ -126,35 +135,49 @@ def costs_as_json(costs: Costs) -> dict[str, Any]:
 
 
 def _check(document: Any) -> None:
-    if document["schema"] != SCHEMA:
-        raise ValueError(f"schema is {document['schema']!r}, not {SCHEMA!r}")
-    for name in ("device", "driver", "library"):
-        _check_type(document["key"][name], str, f"key.{name}")
-    _check_type(document["date"], str, "date")
-    for mode, routes in document["costs"].items():
-        Mode(mode)
-        for route, cost in routes.items():
+    schema = _field(document, "schema", str)
+    if schema != SCHEMA:
+        raise ValueError(f"schema is {schema!r}, not {SCHEMA!r}")
+    key = _field(document, "key", dict)
+    for name in Key._fields:
+        _field(key, name, str, "key")
+    _field(document, "date", str)
+    costs = _field(document, "costs", dict)
+    for mode in costs:
+        if mode not in list(Mode):
+            raise ValueError(f"costs.{mode} is no mode")
+        routes = _field(costs, mode, dict, "costs")
+        for route in routes:
             where = f"costs.{mode}.{route}"
             if route not in ROUTES:
                 raise ValueError(f"{where} is no route")
+            cost = _field(routes, route, dict, f"costs.{mode}")
             for name in ("start_us", "fork_us", "full_blocks"):
-                _check_number(cost[name], f"{where}.{name}")
+                _check_number(_field(cost, name, (int, float), where), f"{where}.{name}")
             for name in ("copy_us", "megabyte_us"):
-                _check_type(cost[name], list, f"{where}.{name}")
-                if len(cost[name]) != CLASSES:
-                    raise ValueError(f"{where}.{name} has {len(cost[name])} values, not {CLASSES}")
-                for value in cost[name]:
+                values = _field(cost, name, list, where)
+                if len(values) != CLASSES:
+                    raise ValueError(f"{where}.{name} has {len(values)} values, not {CLASSES}")
+                for value in values:
                     _check_number(value, f"{where}.{name}")
+    loop = _field(costs, str(Mode.LOOP), dict, "costs")
+    for route in ROUTES:  # what always runs must have its price
+        _field(loop, route, dict, f"costs.{Mode.LOOP}")
 
 
-def _check_type(value: Any, kind: type, where: str) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{where} is {value!r}, no {kind.__name__}")
+def _field(table: Any, name: str, kind: type | tuple[type, ...], where: str = "") -> Any:
+    """Return an entry of a table that must be there, and of a type."""
+    path = f"{where}.{name}" if where else name
+    if not isinstance(table, dict) or name not in table:
+        raise ValueError(f"{path} is missing")
+    if not isinstance(table[name], kind):
+        raise ValueError(f"{path} is {table[name]!r}, a {type(table[name]).__name__}")
+    return table[name]
 
 
 def _check_number(value: Any, where: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
+    if not number or not 0 <= value < _LARGEST:
         raise ValueError(f"{where} is {value!r}, no number from 0 up")
 
 
@@ -172,43 +195,36 @@ def reference_costs() -> Costs:
     return costs_from(reference_document())
 
 
-_found: weakref.WeakKeyDictionary[Driver, dict[int, Costs]] = weakref.WeakKeyDictionary()
-_found_lock = threading.Lock()
-
-
 def find_costs(driver: Driver, device: int) -> Costs:
     """Return the costs to choose by: those measured here, else the shipped ones.
 
     A simulated driver gets the shipped ones: the choice is that of the GPU they were measured on.
     """
-    found = _found.get(driver)
-    if found is not None and device in found:
-        return found[device]
-    costs = _look_up(driver, device)
-    with _found_lock:
-        return _found.setdefault(driver, {}).setdefault(device, costs)
+    found: Costs | None = driver.costs.get(device)
+    if found is None:  # of several threads that look it up, all get that of the first
+        found = driver.costs.setdefault(device, _look_up(driver, device))
+    return found
 
 
 def use_costs(driver: Driver, device: int, costs: Costs) -> None:
     """Choose by other costs from now on."""
-    with _found_lock:
-        _found.setdefault(driver, {})[device] = costs
+    driver.costs[device] = costs
 
 
 def _look_up(driver: Driver, device: int) -> Costs:
     if driver.simulated:
         return reference_costs()
     key = key_of(driver, device)
-    path = path_of(key)
-    if not path.exists():
-        _log.info("no calibration of %s: run numba-swap calibrate for one", key.device)
-        return reference_costs()
     try:
+        path = path_of(key)
+        if not os.path.exists(path):  # nor is one that may not be looked at
+            _log.info("no calibration of %s: run numba-swap calibrate for one", key.device)
+            return reference_costs()
         document = load_document(path)
     except CalibrationError as error:
         _log.warning("calibration ignored: %s", error)
         return reference_costs()
-    kept = Key(**document["key"])
+    kept = Key(*(document["key"][name] for name in Key._fields))
     if kept != key:
         _log.warning(
             "calibration ignored: %s holds for %s; this is %s. Run numba-swap calibrate.",

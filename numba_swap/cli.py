@@ -99,7 +99,10 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--capturing", action="store_true", help="into a CUDA graph")
     explain.add_argument("--mode", default="auto", help="force this mode")
     explain.add_argument(
-        "--policy", choices=("throughput", "overlap", "latency"), default="throughput"
+        "--policy",
+        choices=("throughput", "overlap", "latency"),
+        help="what the choice is to be good for (default: what NUMBA_SWAP_POLICY says, else "
+        "throughput)",
     )
     explain.add_argument("--max-blocks", type=int, help="the most thread blocks of a kernel")
     explain.set_defaults(run=_explain)

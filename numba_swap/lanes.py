@@ -40,7 +40,7 @@ def submit_steps(
 ) -> None:
     """Enqueue steps, each in its lane; the user's stream goes on when all are over.
 
-    Where the stream is being captured, they are enqueued there, one after another.
+    Where private streams are not to be used, they are enqueued there, one after another.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def submit_steps(
     DriverCallError
         If the driver refuses; the steps before were submitted.
     """
-    if situation.capturing:
+    if not situation.may_fork:
         for number, step in enumerate(steps):
             _submit(driver, step, number, situation, work)
         return

@@ -125,6 +125,8 @@ class BlockOrigin:
         The mapping, if its rows were put into another order.
     layer : str
         Which layer, in words.
+    holds : object
+        What keeps the memory of the columns.
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class BlockOrigin:
         first: npt.NDArray[np.intp] | None,
         grouped: Integers | None,
         layer: str,
+        holds: object,
     ) -> None:
         self._columns = columns
         self._blocks_at = blocks_at
@@ -148,6 +151,7 @@ class BlockOrigin:
         self._first = first
         self._grouped = grouped
         self._layer = layer
+        self._holds = holds
 
     def describe(self, index: int, offset: int | None = None) -> str:
         """Name the row or rows, with block ids."""

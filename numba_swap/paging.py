@@ -91,7 +91,8 @@ def exchange(
     resolves (a block goes out to where a later one comes from), all that comes in is staged at
     once, which needs as much device memory. A plan keeps the memory for its later runs.
 
-    In a stream that is being captured, the directions run one after another.
+    In a stream that is being captured, and with policy ``"latency"``, the directions run one after
+    another.
     """
     plan = plan_exchange(device, host, page_out, page_in, block_axis=block_axis)
     return plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
@@ -124,6 +125,8 @@ def plan_exchange(
     out = plan_array_blocks(driver, device, host, rows[0], block_axis)
     into = plan_array_blocks(driver, host, device, rows[1], block_axis)
     pools.check_apart(out, into)
+    if not pools.views:  # of no layers nothing is copied, whatever the rows
+        rows = rows[0][:0], rows[1][:0]
     return ExchangePlan(pools, (out, into), rows)
 
 
@@ -212,7 +215,8 @@ class ExchangePlan:
 
     def _submit(self, situation: Situation, how: How) -> Transfer:
         driver = self._pools.driver
-        situation = situation._replace(duplex=bool(len(self._whole[0]) and len(self._whole[1])))
+        both = bool(len(self._whole[0]) and len(self._whole[1]))
+        situation = situation._replace(duplex=both and situation.may_fork)
         choices = [decide.decide(driver, copies, situation, how.mode) for copies in self._whole]
         decision = _join_decisions([choice.decision for choice in choices])
         if len(self) == 0:
@@ -269,6 +273,7 @@ class ExchangePlan:
         )
         numbers = itertools.count()
         settled: list[tuple[int, ...]] = []
+        reads: dict[int, int] = {}  # the last step that reads `host`, in each lane
 
         def steps_of(
             copies: Copies,
@@ -296,16 +301,19 @@ class ExchangePlan:
                 steps, after_out = steps_of(going, _OUT)
                 yield from steps
             steps, after_in = steps_of(direct, _IN)
+            reads.update(zip((step.lane for step in steps), after_in, strict=True))
             yield from steps
             if stage is not None:
                 aside, settle = self._staged(stage, piece)
                 # The memory is free again when what was in it before has settled.
                 before = piece - len(stage.places)
                 steps, after_aside = steps_of(aside, _IN, settled[before] if before >= 0 else ())
+                reads.update(zip((step.lane for step in steps), after_aside, strict=True))
                 yield from steps
                 after_in += after_aside
             if order.in_first:
-                steps, after_out = steps_of(going, _OUT, after_in)
+                # Earlier pieces may have read in more lanes than this one.
+                steps, after_out = steps_of(going, _OUT, tuple(reads.values()))
                 yield from steps
             if stage is not None:
                 steps, after_settle = steps_of(
@@ -464,8 +472,8 @@ class _Pools:
             self._spans.append((front, other))
             layouts.append(match_blocks(back, view, block_axis, "host and device"))
         self.tangled = any(layout.tangled for layout in layouts)
-        self.device_blocks = max(layout.src_blocks for layout in layouts[::2])
-        self.host_blocks = max(layout.src_blocks for layout in layouts[1::2])
+        self.device_blocks = max((layout.src_blocks for layout in layouts[::2]), default=0)
+        self.host_blocks = max((layout.src_blocks for layout in layouts[1::2]), default=0)
         self.block_bytes = sum(map(_block_bytes, self.views, [block_axis] * len(self.views)))
 
     def check_apart(self, out: Copies, into: Copies) -> None:

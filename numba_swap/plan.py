@@ -189,6 +189,7 @@ def _plan_layer(
         first,
         mapping if grouped_by >= 0 and not found else None,
         layer,
+        kept,
     )
     streams = (source.stream, destination.stream)
     copies = Copies(

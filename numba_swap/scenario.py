@@ -15,11 +15,12 @@ from numba_swap.driver.current import current_driver
 from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.errors import BadArgumentError, DriverUnavailableError
 from numba_swap.memory import Allocation, MemoryKind
-from numba_swap.settings import Mode, Policy, current_settings
+from numba_swap.settings import Mode, Policy, current_settings, parse_policy
 from numba_swap.versions import DriverVersion, DriverVersionLike
 
 _NEWEST = DriverVersion(13, 0)
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_LARGEST_SIZE = 1 << 40
 _WRITTEN_SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE)
 DIRECTIONS = {"h2d": Direction.H2D, "d2h": Direction.D2H, "d2d": Direction.D2D}
 
@@ -34,9 +35,12 @@ def parse_size(text: str) -> int:
     """
     match = _WRITTEN_SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or int(match[1]) == 0:
-        raise BadArgumentError(f"{text!r} is no size: write 4096, 4KiB, 1MiB for example")
-    return int(match[1]) * unit
+    size = int(match[1]) * unit if match is not None and unit is not None else 0
+    if not 0 < size <= _LARGEST_SIZE:
+        raise BadArgumentError(
+            f"{text!r} is no size up to 1024GiB: write 4096, 4KiB, 1MiB for example"
+        )
+    return size
 
 
 def explain_copy(
@@ -48,7 +52,7 @@ def explain_copy(
     host_memory: MemoryKind = MemoryKind.PINNED,
     capturing: bool = False,
     mode: Mode | str = "auto",
-    policy: Policy | str = Policy.THROUGHPUT,
+    policy: Policy | str | None = None,
     max_blocks: int | None = None,
 ) -> Decision:
     """Say how copies would run, without arrays.
@@ -82,9 +86,10 @@ def explain_copy(
         If a forced mode cannot run these copies.
     """
     driver = _driver(driver_version)
-    version = current_settings().cap(driver.version)
+    settings = current_settings()
+    version = settings.cap(driver.version)
     copies = _copies(direction, sizes, count, host_memory)
-    policy = Policy(policy)
+    policy = settings.policy if policy is None else parse_policy(policy)
     situation = Situation(
         version,
         version < driver.version,
@@ -92,7 +97,7 @@ def explain_copy(
         context=0,
         capturing=capturing,
         device=0,
-        max_blocks=policy_blocks(policy, direction, max_blocks),
+        max_blocks=policy_blocks(policy, copies.direction, max_blocks),
         policy=policy,
     )
     return decide.explain(driver, copies, situation, mode)

@@ -7,6 +7,7 @@ from typing import Any
 
 from numba_swap import decide
 from numba_swap.again import Run, find_recipe, keep_recipe
+from numba_swap.calibration import find_costs
 from numba_swap.copies import Copies, no_copies
 from numba_swap.decide import How
 from numba_swap.dispatch import Decision, Situation
@@ -86,7 +87,7 @@ class CopyPlan:
             If the driver refuses; it names the copy at fault and says what was submitted.
         """
         last = self._last
-        if last is not None and last.holds(stream, mode, max_blocks, policy):
+        if last is not None and last.holds(self._driver, stream, mode, max_blocks, policy):
             event = self._driver.pools.spare_event(last.context)
             if not event:  # to make one, the context would have to be current
                 return self._run(How(stream, mode, max_blocks, policy))
@@ -183,6 +184,7 @@ class CopyPlan:
                 situation.device,
                 situation.max_blocks,
                 decision,
+                find_costs(driver, situation.device),
             )
         return Transfer(work, decision, captured)
 

@@ -50,6 +50,48 @@ class RealGPU:
 
         cuda.synchronize()
 
+    def capture(self, stream, work):
+        """Capture what `work` enqueues; return what launches it again, and waits."""
+        from cuda.bindings import driver
+
+        def call(function, *arguments):
+            code, *values = function(*arguments)
+            assert code == driver.CUresult.CUDA_SUCCESS, (function, code)
+            return values[0] if values else None
+
+        ns.warm_up()  # nothing is compiled or loaded during a capture
+        handle = driver.CUstream(stream.__cuda_stream__()[1])
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+        call(driver.cuStreamBeginCapture, handle, mode)
+        try:
+            work()
+        finally:
+            graph = call(driver.cuStreamEndCapture, handle)
+        launched = call(driver.cuGraphInstantiate, graph, 0)
+
+        def replay():
+            call(driver.cuGraphLaunch, launched, handle)
+            call(driver.cuStreamSynchronize, handle)
+
+        return replay
+
+
+def capture(gpu, stream, work):
+    """Capture what `work` enqueues in a stream; return what launches it again, and waits."""
+    if hasattr(gpu, "capture"):
+        return gpu.capture(stream, work)
+    gpu.library.begin_capture(stream.handle)
+    try:
+        work()
+    finally:
+        graph = gpu.library.end_capture(stream.handle)
+
+    def replay():
+        gpu.library.launch(graph, stream.handle)
+        stream.synchronize()
+
+    return replay
+
 
 def real_modes() -> list[str]:
     """The modes that a real driver of 12.8 or later has, under the cap in the environment."""
@@ -77,6 +119,13 @@ class Case:
 def _param(machine: str, mode: str):
     marks = [pytest.mark.gpu] if machine == "real" else []
     return pytest.param(Case(machine, mode), id=f"{machine}-{mode}", marks=marks)
+
+
+# A simulated GPU and a real one with all modes, for tests that choose among them.
+MACHINES = [
+    Case("13.0", "auto"),
+    pytest.param(Case("real", "auto"), marks=pytest.mark.gpu, id="real"),
+]
 
 
 CASES = [

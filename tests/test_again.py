@@ -6,16 +6,11 @@ import weakref
 
 import numpy as np
 import pytest
-from machines import Case, make_array, random_bytes, read_array
+from machines import MACHINES, make_array, random_bytes, read_array
 
 import numba_swap as ns
 from numba_swap import again
 from numba_swap.driver.simulated import Fault
-
-MACHINES = [
-    Case("13.0", "auto"),
-    pytest.param(Case("real", "auto"), marks=pytest.mark.gpu, id="real"),
-]
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ import pytest
 from machines import CASES, make_array, random_bytes, read_array
 
 import numba_swap as ns
-from numba_swap import paging
+from numba_swap import decide, paging
+from numba_swap.driver.simulated import Fault
 
 BLOCK = 96
 
@@ -171,3 +172,154 @@ def test_captured_exchange_runs_in_order(rng):
             state = model(*state, rows, rows[:, ::-1])
             assert np.array_equal(device.copy_to_host(), state[0])
             assert np.array_equal(host, state[1])
+
+
+# -- the order of the steps ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps_of(monkeypatch):
+    """Every list of steps that is submitted; each is checked for races on the way."""
+    lists = []
+    submit = paging.submit_steps
+
+    def checked(driver, steps, situation, work):
+        steps = list(steps)
+        lists.append(steps)
+        check_order(steps)
+        submit(driver, steps, situation, work)
+
+    monkeypatch.setattr(paging, "submit_steps", checked)
+    return lists
+
+
+def check_order(steps):
+    """Of two steps that touch the same bytes, one writing them, one must come after the other."""
+    earlier = []  # of each step, all that is certainly over before it begins
+    for i, step in enumerate(steps):
+        before = set(step.after) | {j for j in range(i) if steps[j].lane == step.lane}
+        assert all(j < i for j in before)
+        earlier.append(before.union(*(earlier[j] for j in before)))
+    for i, late in enumerate(steps):
+        for j in set(range(i)) - earlier[i]:
+            for written, used in ((late, steps[j]), (steps[j], late)):
+                assert not meet(written.copies, "dst", used.copies, "dst"), (i, j)
+                assert not meet(written.copies, "dst", used.copies, "src"), (i, j)
+
+
+def meet(one, one_end, other, other_end):
+    """Whether two ends of copies share a byte."""
+    begins = getattr(other, other_end)
+    order = np.argsort(begins)
+    begins, ends = begins[order], (begins + other.sizes)[order]
+    first = getattr(one, one_end)
+    at = np.searchsorted(begins, first + one.sizes, side="left")
+    return bool(((at > 0) & (np.maximum.accumulate(ends)[np.maximum(at, 1) - 1] > first)).any())
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("mode", ["batch", "auto"])
+def test_no_two_steps_race(monkeypatch, steps_of, seed, mode):
+    """Random exchanges in pieces, between pools of which either may lie anywhere."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(paging, "_STAGED_BYTES", int(rng.integers(1, 6)) * 4 * BLOCK)
+    monkeypatch.setattr(paging, "_SLICE_BYTES", 4 * BLOCK)
+    monkeypatch.setattr(decide, "_FEWEST_BYTES_OF_A_DIRECTION", int(rng.integers(1, 5)) * BLOCK)
+    kinds = ["device", "pinned"]
+    with ns.simulate() as gpu:
+        fronts = [str(kind) for kind in rng.choice(kinds, 3)] if seed % 2 else ["device"] * 3
+        backs = [kinds[kind == "device"] for kind in fronts]
+        before = [[random_bytes(rng, (count, BLOCK)) for _ in range(3)] for count in (12, 16)]
+        device, host = (
+            [make_array(gpu, kind, layer) for kind, layer in zip(side, layers, strict=True)]
+            for side, layers in zip((fronts, backs), before, strict=True)
+        )
+        out = rows(rng, 12, 16, 12)
+        into = rows(rng, 16, 12, 12)
+        if seed % 3 == 0:  # every slot refilled, from blocks of which earlier pieces need some
+            out = np.stack([np.arange(12), np.arange(12)], axis=1)
+            into = np.stack([np.arange(12) + 1 + seed % 4, np.arange(12)], axis=1)
+        ns.exchange(device, host, out, into, mode=mode, stream=gpu.stream()).wait()
+        for layer in range(3):
+            after = model(before[0][layer], before[1][layer], out, into)
+            assert np.array_equal(read_array(gpu, device[layer]), after[0])
+            assert np.array_equal(read_array(gpu, host[layer]), after[1])
+    assert sum(len(steps) for steps in steps_of) > 0
+
+
+def test_a_block_read_in_another_lane_of_an_earlier_piece(rng, monkeypatch, steps_of):
+    """What comes in with the first piece takes more lanes than with the second.
+
+    What goes out takes more with the second, and overwrites what the first reads.
+    """
+    monkeypatch.setattr(paging, "_STAGED_BYTES", 2 * BLOCK)
+    monkeypatch.setattr(decide, "_FEWEST_BYTES_OF_A_DIRECTION", 3 * BLOCK)
+    out = np.array([[0, 8], *([1, block] for block in range(4))])
+    into = np.array([[0, 2], [1, 3], [2, 4], [3, 5], [10, 6], [11, 7], [12, 0], [13, 1]])
+    with ns.simulate() as gpu:
+        front, back = (
+            [make_array(gpu, kind, random_bytes(rng, (14, BLOCK))) for kind in kinds]
+            for kinds in (("device", "device"), ("pinned", "device"))
+        )
+        ns.exchange(front, back, out, into, mode="loop").wait()
+    (steps,) = steps_of
+    assert {1, 2, 3, 4, 5} <= {step.lane for step in steps}
+
+
+def test_two_pieces_of_staging_memory_at_most(rng, monkeypatch, steps_of):
+    """More pieces than that go through the same memory, each after the one before has settled."""
+    monkeypatch.setattr(paging, "_STAGED_BYTES", 2 * BLOCK)
+    with ns.simulate() as gpu, ns.override(mode="loop"):  # which has no descriptors to allocate
+        before = random_bytes(rng, (12, BLOCK)), random_bytes(rng, (24, BLOCK))
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        slots = np.arange(12)
+        out, into = np.stack([slots, slots], axis=1), np.stack([slots + 12, slots], axis=1)
+        allocated = gpu.library.calls["cuMemAlloc"]
+        for _ in range(3):
+            ns.exchange(device, host, out, into).wait()
+        assert gpu.library.calls["cuMemAlloc"] - allocated == 2
+        after = model(*before, out, into)
+        assert np.array_equal(device.copy_to_host(), after[0])
+    settles = [step for step in steps_of[0] if step.lane == 3]
+    assert len(settles) == 6
+
+
+def test_latency_runs_the_directions_one_after_another(rng, steps_of):
+    with ns.simulate() as gpu:
+        before = random_bytes(rng, (8, BLOCK)), random_bytes(rng, (8, BLOCK))
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        out, into = np.array([[0, 0], [2, 3]]), np.array([[0, 0], [5, 2]])
+        transfer = ns.exchange(device, host, out, into, stream=gpu.stream(), policy="latency")
+        transfer.wait()
+        assert gpu.library.calls["cuStreamCreate"] == 0
+        after = model(*before, out, into)
+        assert np.array_equal(device.copy_to_host(), after[0])
+        assert np.array_equal(host, after[1])
+
+
+def test_an_error_in_the_midst_is_raised_and_all_that_was_submitted_is_tracked(rng, monkeypatch):
+    """The fifth copy, of the third step, fails: the first two steps land, in the stream's order."""
+    monkeypatch.setattr(paging, "_STAGED_BYTES", 2 * BLOCK)
+    with ns.simulate() as gpu, ns.override(mode="loop"):
+        before = random_bytes(rng, (4, BLOCK)), random_bytes(rng, (8, BLOCK))
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        plan = ns.plan_exchange(
+            device, host, [[0, 0], [1, 2], [2, 4], [3, 6]], [[1, 0], [3, 1], [5, 2], [7, 3]]
+        )
+        gpu.library.faults.add(Fault("cuMemcpyAsync", 2, call=5))
+        before_calls = gpu.library.calls["cuMemcpyAsync"]
+        stream = gpu.stream(non_blocking=True)
+        with pytest.raises(ns.DriverCallError, match="OUT_OF_MEMORY at copy 0"):
+            plan.run(stream)
+        assert gpu.library.calls["cuMemcpyAsync"] == before_calls + 5
+        stream.synchronize()
+        assert np.array_equal(host[[0, 2]], before[0][[0, 1]])
+        assert np.array_equal(host[[1, 3, 4, 5, 6, 7]], before[1][[1, 3, 4, 5, 6, 7]])
+        gpu.library.faults.clear()
+        plan.run(stream).wait()  # and nothing is stuck
+
+
+def test_no_layers_at_all():
+    with ns.simulate():
+        for rows_of in ([], [[0, 0]]):
+            assert ns.exchange([], [], rows_of, rows_of).done()

@@ -33,8 +33,8 @@ from numba_swap.copies import Direction
 from numba_swap.costs import ORDER, ROUTES, Cost, Costs, Load, load_of, route_key
 from numba_swap.driver.api import Driver
 from numba_swap.driver.current import current_driver
-from numba_swap.errors import ModeUnavailableError
-from numba_swap.settings import Mode
+from numba_swap.errors import CalibrationError, ModeUnavailableError
+from numba_swap.settings import DRIVER_VERSION_VARIABLE, Mode, current_settings
 from numba_swap.swap import CopyPlan, plan_blocks
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -122,7 +122,8 @@ class Calibration:
             swaps.setdefault(load, {})[mode] = measured_us
         regrets = [1.0]
         for load, times in swaps.items():
-            chosen = min((us, mode) for us, mode in costs.predict(load) if mode in times)[1]
+            known = [(us, mode) for us, mode in costs.predict(load) if mode in times]
+            chosen = min(known, key=lambda item: item[0])[1]  # of equal ones the first, as `rank`
             regrets.append(times[chosen] / min(times.values()))
         return statistics.geometric_mean(regrets), max(regrets)
 
@@ -155,13 +156,14 @@ def calibrate(
     Raises
     ------
     CalibrationError
-        The file of an earlier calibration is broken: delete it.
+        The file of an earlier calibration is broken (delete it), or the new one cannot be written;
+        or an older driver is pretended, so that a mode is missing which later processes may have.
     DriverUnavailableError
         No CUDA driver or device.
 
     Notes
     -----
-    It takes half a minute, 256 MiB of pinned memory and 512 MiB on the GPU, and should have the
+    It takes about ten seconds, 512 MiB of pinned memory and 1 GiB on the GPU, and should have the
     GPU to itself. On a simulated driver it only goes through the motions, with a few short swaps;
     nothing is stored or used then.
     """
@@ -169,9 +171,17 @@ def calibrate(
     driver = current_driver()
     device = driver.context_device(driver.current_context())
     key = key_of(driver, device)
-    path = path_of(key)
-    if store and not driver.simulated and path.exists():
-        load_document(path)  # a broken one is not overwritten unseen
+    path = None
+    if store and not driver.simulated:
+        version = current_settings().cap(driver.version)
+        if version < driver.version:
+            raise CalibrationError(
+                f"the driver is treated as {version} (by override or {DRIVER_VERSION_VARIABLE}), "
+                "and what is measured so would hold without that too: lift it, or do not store"
+            )
+        path = path_of(key)
+        if os.path.exists(path):
+            load_document(path)  # a broken one is not overwritten unseen
     before = find_costs(driver, device)
     cells: list[Cell] = []
     blocks: dict[str, float] = {}
@@ -184,14 +194,12 @@ def calibrate(
     for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
         blocks[route_key(direction)] = bench.full_blocks(direction)
     costs = _fit(cells, blocks, f"{key.device}, {key.driver}, measured now")
-    written = None
-    if store and not driver.simulated:
-        written = path
-        _write(path, _document(key._asdict(), costs, cells))
     if not driver.simulated:
         use_costs(driver, device, costs)
+    if path is not None:
+        _write(path, _document(key._asdict(), costs, cells))
     return Calibration(
-        costs, tuple(cells), before, written, time.perf_counter() - start, driver.simulated
+        costs, tuple(cells), before, path, time.perf_counter() - start, driver.simulated
     )
 
 
@@ -233,10 +241,7 @@ def format_calibration(found: Calibration) -> str:
             for other, cost in zip(ORDER, found.costs.routes[route], strict=True)
             if other is mode and cost is not None
         )
-        rates = [
-            size / (cost.copy_us[i] + size * 1e-6 * cost.megabyte_us[i]) / 1e3
-            for i, size in ((0, 2 * KIB), (2, 64 * KIB), (3, MIB))
-        ]
+        rates = [_rate(cost, i, size) for i, size in ((0, 2 * KIB), (2, 64 * KIB), (3, MIB))]
         lines.append(
             f"{route:<14}{mode:<8}{cost.start_us:>5.0f} us{cost.fork_us:>5.0f} us  "
             f"{rates[0]:>13.2f}{rates[1]:>11.2f}{rates[2]:>10.2f}  "
@@ -255,8 +260,16 @@ def format_calibration(found: Calibration) -> str:
     if found.path is not None:
         lines.append(f"Stored in {found.path}.")
     if found.simulated:
-        lines.append("The driver is simulated: this measures nothing about a GPU.")
+        lines.append(
+            "The driver is simulated: this measures nothing about a GPU, and is not stored."
+        )
     return "\n".join(lines)
+
+
+def _rate(cost: Cost, length_class: int, size: int) -> float:
+    """Return GB/s of many copies; infinite where a fit found no cost but the start-up."""
+    copy_us = cost.copy_us[length_class] + size * 1e-6 * cost.megabyte_us[length_class]
+    return size / copy_us / 1e3 if copy_us else math.inf
 
 
 def _fit(cells: list[Cell], blocks: dict[str, float], source: str) -> Costs:
@@ -295,16 +308,19 @@ def _document(key: dict[str, str], costs: Costs, cells: list[Cell]) -> dict[str,
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     """Write a file in one step: no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(document, file, indent=1)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be written: {error}") from None
 
 
 class _Case(NamedTuple):

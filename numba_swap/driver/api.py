@@ -73,6 +73,8 @@ class Driver:
         Events, pinned buffers and private streams to use again.
     kernels : dict
         Handle of the copy kernel on each device, for the mode that loads it.
+    costs : dict
+        What copies cost on each device, for `calibration`, which finds that out.
     initialized : bool
         Whether the driver was initialised through this object.
     """
@@ -95,6 +97,7 @@ class Driver:
         self._query = self.address("cuPointerGetAttributes")
         self.pools = Pools(self)
         self.kernels: dict[int, int] = {}
+        self.costs: dict[int, Any] = {}
         self.initialized = False
         self._primary_contexts: dict[int, int] = {}
         self._context_devices: dict[int, int] = {}

@@ -248,10 +248,15 @@ class SimulatedLibrary:
         """Free it at the next call, if it is not free by then; takes no lock: for finalizers."""
         self._to_free.append(allocation)
 
-    def register_host(self, array: npt.NDArray[Any], device: int = 0) -> None:
-        """Register (pin) the memory of a C-contiguous host array, and keep it alive meanwhile."""
+    def register_host(
+        self, array: npt.NDArray[Any], device: int = 0, device_offset: int = 0
+    ) -> None:
+        """Register (pin) the memory of a C-contiguous host array, and keep it alive meanwhile.
+
+        With `device_offset` it has another address on the GPU, as on WSL2.
+        """
         with self._host_call("cuMemHostRegister"):
-            self.memory.register(array.reshape(-1).view(np.uint8), device)
+            self.memory.register(array.reshape(-1).view(np.uint8), device, device_offset)
 
     def unregister_host(self, array: npt.NDArray[Any]) -> None:
         """Take back `register_host`."""

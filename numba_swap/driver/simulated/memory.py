@@ -45,7 +45,11 @@ class Kind(enum.Enum):
 
 @dataclass(eq=False, slots=True)
 class Allocation:
-    """A range of addresses; `buffer` keeps its memory mapped as long as anything refers to it."""
+    """A range of addresses; `buffer` keeps its memory mapped as long as anything refers to it.
+
+    Kernels reach it at `device_offset` from its own address, which only matters where that is 0:
+    nobody is to launch one on the rest.
+    """
 
     start: int
     nbytes: int
@@ -53,6 +57,7 @@ class Allocation:
     device: int
     buffer: npt.NDArray[np.uint8]
     alive: bool = True
+    device_offset: int = 0
 
 
 class Memory:
@@ -78,7 +83,9 @@ class Memory:
         buffer[:] = _FRESH
         return self._insert(Allocation(buffer.ctypes.data, nbytes, kind, device, buffer))
 
-    def register(self, buffer: npt.NDArray[np.uint8], device: int) -> Allocation:
+    def register(
+        self, buffer: npt.NDArray[np.uint8], device: int, device_offset: int = 0
+    ) -> Allocation:
         """Register host memory that belongs to someone else; it is kept alive meanwhile."""
         start = buffer.ctypes.data
         # Any allocation that starts before the end of the range and ends after its start.
@@ -87,7 +94,9 @@ class Memory:
             last = self._allocations[before]
             if last.start + last.nbytes > start:
                 raise SimulatedFailure(_ALREADY_REGISTERED)
-        return self._insert(Allocation(start, buffer.nbytes, Kind.REGISTERED, device, buffer))
+        allocation = Allocation(start, buffer.nbytes, Kind.REGISTERED, device, buffer)
+        allocation.device_offset = device_offset
+        return self._insert(allocation)
 
     def free(self, start: int, *kinds: Kind) -> None:
         """Free the allocation of one of these kinds that starts at an address, at once.
@@ -149,7 +158,7 @@ class Memory:
             allocation = self.find_span(address, nbytes)
         except SimulatedFailure:
             allocation = None
-        if allocation is None:
+        if allocation is None or allocation.device_offset:
             raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS)
 
     def _insert(self, allocation: Allocation) -> Allocation:
@@ -170,7 +179,9 @@ def pointer_attribute(attribute: int, address: int, allocation: Allocation | Non
     managed = allocation is not None and allocation.kind is Kind.MANAGED
     values = {
         abi.POINTER_MEMORY_TYPE: c_uint(memory_type if allocation else 0),
-        abi.POINTER_DEVICE_POINTER: c_uint64(address if allocation else 0),
+        abi.POINTER_DEVICE_POINTER: c_uint64(
+            address + allocation.device_offset if allocation else 0
+        ),
         # A boolean: nobody may count on more than its first byte.
         abi.POINTER_IS_MANAGED: ctypes.c_bool(managed),
         abi.POINTER_DEVICE_ORDINAL: c_int(allocation.device if allocation else 0),
