@@ -61,7 +61,7 @@ class RealGPU:
 
         ns.warm_up()  # nothing is compiled or loaded during a capture
         handle = driver.CUstream(stream.__cuda_stream__()[1])
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         call(driver.cuStreamBeginCapture, handle, mode)
         try:
             work()
