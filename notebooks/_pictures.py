@@ -131,9 +131,9 @@ def mosaic(tiles: Image, columns: int) -> Image:
     return rows.swapaxes(1, 2).reshape(-1, columns * size)
 
 
-def draw_images(images: Mapping[str, Image], source: str) -> None:
+def draw_images(images: Mapping[str, Image], source: str, height: float = 2.3) -> None:
     """Draw images in a row, on one scale of colours; what is NaN is left grey."""
-    figure, all_axes = plt.subplots(1, len(images), figsize=(_WIDTH, 2.3))
+    figure, all_axes = plt.subplots(1, len(images), figsize=(_WIDTH, height))
     limit = max(float(np.nanmax(np.abs(image))) for image in images.values())
     colors = plt.get_cmap("RdBu_r").copy()
     colors.set_bad("#d0d0d0")
@@ -144,3 +144,92 @@ def draw_images(images: Mapping[str, Image], source: str) -> None:
         axes.spines[:].set_visible(False)
     figure.subplots_adjust(left=0, right=1, top=0.9, bottom=0.02, wspace=0.08)
     _say_source(figure, source)
+
+
+_MODE_COLORS = {"kernel": "#1b6ca8", "batch": "#c8553d", "loop": "#6a994e"}
+_MODE_MARKERS = {"kernel": "o", "batch": "s", "loop": "^"}
+_OUTSIDE = "#c8553d"
+
+
+class Control(NamedTuple):
+    """One cell's control: the same arm against itself.
+
+    Attributes
+    ----------
+    us : float
+        How long one run takes, in microseconds.
+    ratio, low, high : float
+        The ratio, and its interval.
+    same : bool
+        Whether the verdict is SAME.
+    """
+
+    us: float
+    ratio: float
+    low: float
+    high: float
+    same: bool
+
+
+def draw_controls(controls: Sequence[Control], tolerance: float, source: str) -> None:
+    """Draw the ratio of an arm to itself against the time of a run, with intervals."""
+    figure, axes = plt.subplots(figsize=(_WIDTH, 3.2))
+    axes.axhspan(1 - tolerance, 1 + tolerance, color=_PLAIN)
+    axes.axhline(1, color=_SOFT, lw=0.8)
+    words = {True: "SAME: the interval lies within 2 %", False: "not SAME: it reaches beyond"}
+    for same, color in ((True, _BLUES[-1]), (False, _OUTSIDE)):
+        some = [control for control in controls if control.same is same]
+        if some:
+            us, ratio, low, high, _ = map(np.array, zip(*some, strict=True))
+            style = {"fmt": "o", "ms": 3.5, "lw": 1, "color": color}
+            label = f"{words[same].replace('2 %', f'{tolerance:.0%}')} ({len(some)})"
+            axes.errorbar(us, ratio, (ratio - low, high - ratio), label=label, **style)
+    axes.set(xscale="log", xlabel="time of one run, us", ylabel="time over its own time")
+    axes.set_title("The control of every cell", fontsize=10, weight="bold", loc="left")
+    axes.legend(frameon=False, loc="upper right", fontsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.subplots_adjust(left=0.07, right=1, top=0.92, bottom=0.16)
+    _say_source(figure, source)
+
+
+class Curve(NamedTuple):
+    """One mode in one panel of `draw_times`.
+
+    Attributes
+    ----------
+    mode : str
+        The mode.
+    counts : sequence of int
+        Numbers of blocks.
+    measured, predicted : sequence of float
+        Microseconds.
+    """
+
+    mode: str
+    counts: Sequence[int]
+    measured: Sequence[float]
+    predicted: Sequence[float]
+
+
+def draw_times(panels: Mapping[str, Sequence[Curve]], source: str) -> None:
+    """Draw measured and predicted times against the number of tiles, one panel a direction."""
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(_WIDTH, 3.6), sharey=True)
+    for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
+        for curve in curves:
+            color, marker = _MODE_COLORS[curve.mode], _MODE_MARKERS[curve.mode]
+            axes.plot(curve.counts, curve.predicted, color=color, lw=5, alpha=0.25)
+            style = {"color": color, "marker": marker, "ms": 5, "lw": 1.5, "label": curve.mode}
+            axes.plot(curve.counts, curve.measured, **style)
+        counts = curves[0].counts
+        axes.set(xscale="log", yscale="log", xlabel="tiles")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.set_title(title, fontsize=10, weight="bold", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="upper left", reverse=True)
+    all_axes[0].set_ylabel("us, call to completion")
+    figure.subplots_adjust(left=0.07, right=1, top=0.92, bottom=0.15, wspace=0.08)
+    key = "Thin: measured. Broad: predicted, as `explain` says it."
+    figure.text(0, 0, key, va="top", fontsize=8.5)
+    _say_source(figure, source, y=-0.06)

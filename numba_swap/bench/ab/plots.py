@@ -128,7 +128,7 @@ def draw_ratio(result: Result, over: str, under: str) -> Any:
     Returns
     -------
     matplotlib figure
-        A map for each direction, with a line where the two are equally fast. A question mark
+        A map for each direction, with green bars where the two are equally fast. A question mark
         stands where the verdict is INCONCLUSIVE or the cell's control is not SAME.
 
     Raises
@@ -165,8 +165,10 @@ def draw_ratio(result: Result, over: str, under: str) -> Any:
             for y, count in enumerate(grid.counts)
             for size in crossovers_between(summaries, over, under, direction, count)
         ]
-        if points:
-            panel.plot(*zip(*points, strict=True), color="#2a9d3a", linewidth=2.5, alpha=0.6)
+        # A bar in each row: one line through all would join crossings that have nothing in common.
+        for at, row in points:
+            ends = [at, at], [row - 0.5, row + 0.5]
+            panel.plot(*ends, color="#2a9d3a", linewidth=2.5, alpha=0.6)
         grid.label(panel, direction)
     bar = figure.colorbar(image, ax=list(panels), shrink=0.9)
     bar.set_ticks([-4, -2, 0, 2, 4], labels=["1/16 or less", "1/4", "1", "4", "16 or more"])
