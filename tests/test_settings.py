@@ -3,7 +3,16 @@ import contextvars
 import pytest
 
 import numba_swap as ns
-from numba_swap.settings import Settings, current_settings, settings_from_environment
+from numba_swap import settings as settings_module
+from numba_swap.settings import (
+    Settings,
+    check_positive,
+    current_settings,
+    mode_source,
+    parse_mode,
+    parse_policy,
+    settings_from_environment,
+)
 
 
 @pytest.mark.parametrize("given", [(12, 4), "12.4", " 12.4 ", ns.DriverVersion(12, 4)])
@@ -30,6 +39,12 @@ def test_versions_are_read_in_every_form(given):
         (12, 4, 1),
         (12, True),
         (-1, 0),
+        (12, -1),
+        (12, 100),
+        (100, 0),
+        (12, 4.0),
+        ("12", "4"),
+        [12, 4],
         None,
     ],
 )
@@ -49,7 +64,14 @@ def test_environment_is_read():
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("NUMBA_SWAP_MODE", "fast"), ("NUMBA_SWAP_DRIVER_VERSION", "twelve")],
+    [
+        ("NUMBA_SWAP_MODE", "fast"),
+        ("NUMBA_SWAP_DRIVER_VERSION", "twelve"),
+        ("NUMBA_SWAP_POLICY", "fast"),
+        ("NUMBA_SWAP_BATCH_DESCRIPTORS", "0"),
+        ("NUMBA_SWAP_BATCH_DESCRIPTORS", "-1"),
+        ("NUMBA_SWAP_BATCH_DESCRIPTORS", "many"),
+    ],
 )
 def test_unreadable_environment_names_the_variable(variable, value):
     with pytest.raises(ValueError, match=variable):
@@ -80,3 +102,72 @@ def test_override_stays_in_its_context():
     with ns.override(mode="loop"):
         assert current_settings().mode is ns.Mode.LOOP
         assert outside.run(current_settings).mode is not ns.Mode.LOOP
+
+
+def test_versions_at_the_edges():
+    for given in ((0, 0), (99, 99), "99.99", "0.0"):
+        version = ns.DriverVersion.parse(given)
+        assert ns.DriverVersion.parse(str(version)) == version
+    assert ns.DriverVersion.from_encoded(11999) == (11, 99)
+    assert ns.DriverVersion.from_encoded(99990) == (99, 99)
+    assert ns.DriverVersion.from_encoded(12089) == (12, 8)
+    assert ns.DriverVersion(9, 9) < ns.DriverVersion(10, 0)
+
+
+def test_all_variables_are_read():
+    settings = settings_from_environment(
+        {"NUMBA_SWAP_POLICY": " Latency ", "NUMBA_SWAP_BATCH_DESCRIPTORS": "1"}
+    )
+    assert settings == Settings(batch_descriptors=1, policy=ns.Policy.LATENCY)
+    assert settings_from_environment({}).batch_descriptors == 128
+    empty = {"NUMBA_SWAP_POLICY": "", "NUMBA_SWAP_BATCH_DESCRIPTORS": ""}
+    assert settings_from_environment(empty) == Settings()
+
+
+def test_modes_and_policies_in_every_form():
+    assert parse_mode(" Auto ") is None
+    assert parse_mode(ns.Mode.LOOP) is parse_mode("LOOP") is ns.Mode.LOOP
+    assert parse_policy(ns.Policy.OVERLAP) is parse_policy(" overlap ") is ns.Policy.OVERLAP
+    for value in ("fast", None, 3):
+        with pytest.raises(ns.BadArgumentError, match=r"^mode=.* choose 'auto' or one of 'batch'"):
+            parse_mode(value)
+        with pytest.raises(ns.BadArgumentError, match=r"^policy=.* one of 'throughput', 'overlap'"):
+            parse_policy(value)
+
+
+def test_positive_integers():
+    check_positive(1, "most")
+    for value in (0, True, 1.0, "1", None):
+        with pytest.raises(ns.BadArgumentError, match=f"^most={value!r} is no positive integer"):
+            check_positive(value, "most")
+
+
+def test_override_of_everything_else():
+    with ns.override(batch_descriptors=1, policy="latency") as outer:
+        assert outer == Settings(
+            current_settings().mode, current_settings().driver_version, 1, ns.Policy.LATENCY
+        )
+        with ns.override(mode="loop") as inner:
+            assert (inner.batch_descriptors, inner.policy) == (1, ns.Policy.LATENCY)
+    with (
+        pytest.raises(ns.BadArgumentError, match=r"^batch_descriptors=0 is no positive"),
+        ns.override(batch_descriptors=0),
+    ):
+        pass
+
+
+def test_version_that_counts():
+    settings = Settings(driver_version=ns.DriverVersion(12, 4))
+    assert settings.cap(ns.DriverVersion(13, 0)) == (12, 4)
+    assert settings.cap(ns.DriverVersion(11, 8)) == (11, 8)
+    assert Settings().cap(ns.DriverVersion(13, 0)) == (13, 0)
+
+
+def test_who_forces_a_mode(monkeypatch):
+    environment = Settings(mode=ns.Mode.KERNEL)
+    monkeypatch.setattr(settings_module, "_environment_settings", lambda: environment)
+    assert mode_source() == "the environment variable NUMBA_SWAP_MODE"
+    with ns.override(policy="latency"):
+        assert mode_source() == "the environment variable NUMBA_SWAP_MODE"
+    with ns.override(mode="loop"):
+        assert mode_source() == "override"

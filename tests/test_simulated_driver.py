@@ -920,3 +920,361 @@ def test_arrays_outlive_the_simulation():
     del pinned, device
     gc.collect()
     assert gone() is None
+
+
+# -- what `Driver`, its entry points and its pools promise ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "found"),
+        ({"status": None}, "found"),
+        ({"code": 500}, "code 500, an address, status found"),
+        ({"address": 0}, "code 0, no address, status found"),
+        ({"status": 1}, "code 0, an address, status symbol not found"),
+        ({"status": 2, "code": 1}, "code 1, an address, status requested version not sufficient"),
+        ({"status": 7}, "code 0, an address, status 7"),
+        ({"status": None, "address": 0}, "code 0, no address"),
+        (
+            {"too_new_for": DriverVersion(12, 4)},
+            "code 0, an address, status found, which is not used because this driver is only 12.4",
+        ),
+    ],
+)
+def test_answers_to_look_ups(changes, words):
+    from numba_swap.driver.entry_points import Answer
+
+    answer = Answer(**{"name": "cuX", "version": 1, "code": 0, "address": 1, "status": 0} | changes)
+    assert answer.explanation == words
+    assert answer.found is (words == "found")
+
+
+class LookUp:
+    """A look-up function that gives all, but for some names."""
+
+    owner = "this driver"
+
+    def __init__(self, encoded=12040, code=0, **answers):
+        self.answers = answers
+
+        def get_version(at):
+            at[0] = encoded
+            return code
+
+        self.function = ctypes.CFUNCTYPE(c_int, ctypes.POINTER(c_int))(get_version)
+
+    def ask(self, name, version):
+        from numba_swap.driver.entry_points import Answer
+
+        address = ctypes.cast(self.function, c_void_p).value
+        return Answer(name, version, 0, self.answers.get(name, address), 0)
+
+
+def test_entry_points_that_the_driver_is_too_old_for():
+    from numba_swap.driver.entry_points import EntryPoints
+    from numba_swap.errors import EntryPointNotFoundError
+
+    points = EntryPoints(LookUp())
+    assert points.answers[BATCH].too_new_for == (12, 4)
+    with pytest.raises(EntryPointNotFoundError, match=f"^this driver gave no {BATCH} at version"):
+        points.function(BATCH)
+    assert points.answers["cuInit"].found
+    points.function("cuInit")
+    assert EntryPoints(LookUp(abi.MEMCPY_BATCH_ASYNC.version)).answers[BATCH].found
+    # Whoever needs the version reports that it cannot be had.
+    assert EntryPoints(LookUp(code=3)).answers[BATCH].found
+    assert not EntryPoints(LookUp(13000, **{BATCH: 0})).answers[BATCH].found
+    with pytest.raises(EntryPointNotFoundError, match=r"^this driver gave no cuInit at version"):
+        EntryPoints(LookUp(cuInit=0))
+
+
+def test_look_ups_without_an_answer_give_no_address():
+    library = SimulatedLibrary()
+    answer = library.proc_address.ask("cuNoSuchThing", 12000)
+    assert (answer.address, answer.status, answer.found) == (0, 1, False)
+    old = SimulatedLibrary(DriverVersion(11, 4)).proc_address
+    answer = old.ask("cuNoSuchThing", 11000)
+    assert (answer.address, answer.status, answer.code) == (0, None, 500)
+    assert answer.version == 11000
+
+
+def test_driver_object_before_and_after_its_first_use():
+    driver = Driver(SimulatedLibrary())
+    assert driver.initialized is False
+    assert driver.device_name(0)
+    assert driver.initialized is True
+    assert driver.library.calls["cuInit"] == 1
+    assert Driver(SimulatedLibrary()).device_attribute(75, 0) >= 0
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = driver.no_such_thing
+    driver.current_context()
+    driver.current_context()
+    driver.device_count()
+    assert driver.library.calls["cuInit"] == 1
+    assert driver.library.calls["cuCtxSetCurrent"] == 1
+    assert driver.library.calls["cuDevicePrimaryCtxRetain"] == 1
+    for _ in range(2):
+        assert driver.context_device(driver.current_context()) == 0
+    assert driver.library.calls["cuCtxGetDevice"] == 1
+
+
+def test_missing_entry_points_are_told_wherever_they_are_used():
+    from numba_swap.errors import EntryPointNotFoundError
+
+    driver = Driver(SimulatedLibrary(DriverVersion(12, 4)))
+    assert not driver.has(BATCH)
+    for use in (lambda: driver.address(BATCH), lambda: driver._cuMemcpyBatchAsync):
+        with pytest.raises(EntryPointNotFoundError, match=BATCH):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("function", "use"),
+    [
+        ("cuDeviceGetCount", lambda driver: driver.device_count()),
+        ("cuDeviceGetName", lambda driver: driver.device_name(0)),
+        ("cuDeviceGetAttribute", lambda driver: driver.device_attribute(75, 0)),
+        ("cuCtxGetCurrent", lambda driver: driver.probe(0)),
+        ("cuStreamGetCtx", lambda driver: driver.probe(driver.create_stream())),
+        ("cuStreamIsCapturing", lambda driver: driver.probe(driver.create_stream())),
+        ("cuPointerGetAttributes", lambda driver: driver.pointer_info(4096)),
+        ("cuMemAlloc", lambda driver: driver.device_alloc(64)),
+        ("cuMemHostAlloc", lambda driver: driver.host_alloc(64)),
+        ("cuMemFreeHost", lambda driver: driver.host_free(driver.host_alloc(64))),
+        ("cuStreamCreate", lambda driver: driver.create_stream()),
+        ("cuEventCreate", lambda driver: driver.create_event()),
+        ("cuEventRecord", lambda driver: driver.record_event(driver.create_event(), 0)),
+        ("cuStreamWaitEvent", lambda driver: driver.wait_event(0, driver.create_event())),
+        ("cuEventQuery", lambda driver: driver.event_done(driver.create_event())),
+        ("cuEventSynchronize", lambda driver: driver.synchronize_event(driver.create_event())),
+        ("cuMemcpyAsync", lambda driver: driver.memcpy_async(4096, 4096, 8, 0)),
+    ],
+)
+def test_every_refusal_names_its_function(gpu, function, use):
+    gpu.library.faults.add(Fault(function, 1, times=None))
+    with pytest.raises(DriverCallError, match=function) as error:
+        use(gpu.driver)
+    assert (error.value.function, error.value.code) == (function, 1)
+
+
+@pytest.mark.parametrize("function", ["cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"])
+def test_contexts_that_cannot_be_had(function):
+    library = SimulatedLibrary()
+    driver = Driver(library)
+    library.faults.add(Fault(function, 1))
+    with pytest.raises(DriverCallError) as error:
+        driver.current_context()
+    assert error.value.function == function
+    driver.current_context()
+    assert driver.primary_context(0) == driver.primary_context(0)
+    retained = 2 if function == "cuDevicePrimaryCtxRetain" else 1  # the one that failed too
+    assert library.calls["cuDevicePrimaryCtxRetain"] == retained
+    library.faults.add(Fault("cuCtxGetDevice", 1))
+    with pytest.raises(DriverCallError) as error:
+        driver.context_device(driver.primary_context(0))
+    assert error.value.function == "cuCtxGetDevice"
+
+
+def test_unknown_codes_have_no_name(gpu):
+    assert gpu.driver.error_name(1) == "CUDA_ERROR_INVALID_VALUE"
+    assert gpu.driver.error_name(4711) == "unknown error 4711"
+
+
+def test_default_streams():
+    assert [Driver.is_default_stream(handle) for handle in (0, 1, 2, 3)] == [True] * 3 + [False]
+
+
+def test_activating_puts_the_former_context_back():
+    driver = Driver(SimulatedLibrary())
+    driver.initialize()
+    context = driver.primary_context(0)
+    with driver.activate(context):
+        assert driver.probe(0)[0] == context
+    assert driver.probe(0)[0] == 0  # there was none
+    assert driver.library.calls["cuCtxSetCurrent"] == 2
+    driver.current_context()
+    with pytest.raises(ZeroDivisionError), driver.activate(context):
+        _ = 1 / 0
+    assert driver.library.calls["cuCtxSetCurrent"] == 3  # it was current before
+    driver._cuCtxSetCurrent(None)
+    with pytest.raises(ZeroDivisionError), driver.activate(context):
+        _ = 1 / 0
+    assert driver.probe(0)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "size"), [(1, 4096), (4096, 4096), (4097, 8192), (8192, 8192), (8193, 16384)]
+)
+def test_sizes_of_buffers(gpu, nbytes, size):
+    buffer = gpu.driver.pools.take_buffer(nbytes)
+    assert 8 * len(buffer.words) == gpu.driver.pointer_info(buffer.address).nbytes == size
+    device = gpu.driver.pools.take_device_buffer(gpu.driver.current_context(), nbytes)
+    assert gpu.driver.pointer_info(device.address).nbytes == size
+
+
+def test_what_is_dropped_is_used_again(gpu):
+    driver, pools = gpu.driver, gpu.driver.pools
+    context = driver.current_context()
+    assert pools.spare_event(context) == 0
+    event = pools.take_event(context)
+    pools.give_event(context, event)
+    assert pools.take_event(context) == event
+    assert pools.spare_event(context) == 0
+    assert pools.spare_buffer(100) is None
+    first = pools.take_buffer(100)
+    address_of_first = first.address
+    assert pools.take_buffer(100).address != address_of_first  # both are in use
+    del first
+    assert pools.spare_buffer(100).address == address_of_first
+    device = pools.take_device_buffer(context, 100)
+    address_of_device = device.address
+    del device
+    assert pools.take_device_buffer(context, 100).address == address_of_device
+
+
+def test_private_streams_of_lanes(gpu):
+    pools, context = gpu.driver.pools, gpu.driver.current_context()
+    own = pools.side_streams(context, 2)
+    assert pools.side_streams(context, 1) == own[:1]
+    assert pools.side_streams(context, 2, lane=0) == own
+    lane = pools.lane_stream(context, 1)
+    assert pools.lane_stream(context, 1) == lane
+    others = [lane, pools.lane_stream(context, 2), *pools.side_streams(context, 2, lane=1)]
+    assert len({*own, *others}) == 6
+    assert gpu.library.calls["cuStreamCreate"] == 6
+
+
+def test_fences_that_fail_give_their_events_back(gpu):
+    driver, pools = gpu.driver, gpu.driver.pools
+    context, stream = driver.current_context(), gpu.stream().handle
+    side = pools.side_streams(context, 1)
+    lost = []
+    for function in ("cuEventRecord", "cuStreamWaitEvent"):
+        gpu.library.faults.add(Fault(function, 1))
+        with pytest.raises(DriverCallError, match=function):
+            pools.order(context, stream, side[0])
+        gpu.library.faults.add(Fault(function, 1))
+        with (
+            pytest.raises(DriverCallError, match=function),
+            pools.fenced(context, stream, side, lambda: lost.append(1)),
+        ):
+            pytest.fail("the work must not begin")
+    assert lost == []
+    gpu.library.faults.add(Fault("cuStreamWaitEvent", 1, call=2))
+    with (
+        pytest.raises(DriverCallError, match="cuStreamWaitEvent"),
+        pools.fenced(context, stream, side, lambda: lost.append(1)),
+    ):
+        pass
+    gpu.library.faults.add(Fault("cuStreamWaitEvent", 1, call=2))
+    with (  # the first error is the one to be told
+        pytest.raises(ZeroDivisionError),
+        pools.fenced(context, stream, side, lambda: lost.append(2)),
+    ):
+        _ = 1 / 0
+    assert lost == [1, 2]
+    assert gpu.library.calls["cuEventCreate"] == 1
+
+
+def test_a_driver_that_does_not_tell_its_version_or_cannot_start():
+    library = SimulatedLibrary()
+    library.faults.add(Fault("cuDriverGetVersion", 1, times=None))
+    with pytest.raises(DriverCallError) as error:
+        Driver(library)
+    assert error.value.function == "cuDriverGetVersion"
+    library.faults.clear()
+    driver = Driver(library)
+    library.faults.add(Fault("cuInit", abi.ERROR_NOT_INITIALIZED))
+    with pytest.raises(DriverUnavailableError, match="fork"):
+        driver.initialize()
+    assert not driver.initialized
+    with driver.activate(0):  # there is none, and that is what is asked for
+        assert driver.initialized
+    for call in (1, 2):
+        library.faults.add(Fault("cuCtxSetCurrent", 1, call=call))
+        context = driver.primary_context(0)
+        with pytest.raises(DriverCallError) as error, driver.activate(context):
+            pass
+        assert error.value.function == "cuCtxSetCurrent"
+
+
+def test_owner_of_a_look_up_function():
+    from numba_swap.driver.entry_points import ProcAddress
+
+    address = ctypes.cast(LookUp().function, c_void_p).value
+    assert ProcAddress(address, 1).owner == "the driver"
+    assert ProcAddress(address, 2, "somebody").owner == "somebody"
+
+
+def test_activating_between_two_devices():
+    driver = Driver(SimulatedLibrary(devices=2))
+    here = driver.current_context()
+    there = driver.primary_context(1)
+    with driver.activate(there):
+        assert driver.probe(0)[0] == there
+    assert driver.probe(0)[0] == here
+
+
+def test_answers_of_the_driver_are_read_with_care(gpu):
+    """What real drivers may do and the simulated one does not."""
+    driver = gpu.driver
+
+    def write_index(code, index):
+        def batch(*arguments):
+            arguments[7]._obj.value = index
+            return code
+
+        return batch
+
+    for code, index, expected in ((0, 1, None), (1, 1, 1), (1, 2, None), (1, 9, None)):
+        driver._cuMemcpyBatchAsync = write_index(code, index)
+        assert driver.memcpy_batch_async(0, 0, 0, 2, 0) == (code, expected)
+    driver._cuGetErrorName = lambda code, name: 0
+    assert driver.error_name(5) == "unknown error 5"
+
+    def write_name(name, length, device):
+        name.value = b"GPU \xff"
+        return 0
+
+    driver._cuDeviceGetName = write_name
+    assert driver.device_name(0) == "GPU \ufffd"
+    flags = []
+    driver._cuStreamWaitEvent = lambda stream, event, flag: flags.append(flag) or 0
+    driver.wait_event(1, 2)
+    assert flags == [0]
+    driver._call_relaxed = lambda *_: abi.ERROR_NOT_READY
+    assert driver.event_done(1) is False
+
+
+def test_outcomes_of_a_launch(gpu):
+    assert gpu.driver._launched(0, 0) is True
+    assert gpu.driver._launched(-1, 5) is False  # nothing was done
+    for step, function in ((1, "cuLaunchKernel"), (2, "cuEventRecord")):
+        with pytest.raises(DriverCallError, match=function) as error:
+            gpu.driver._launched(step, 1)
+        assert error.value.function == function
+
+
+def test_the_lowest_code_of_a_query_is_an_error_too(gpu):
+    from numba_swap.pointers import plan_pointers
+
+    start = address(gpu.device_array(8))
+    gpu.library.faults.add(Fault("cuPointerGetAttributes", 1))
+    with pytest.raises(DriverCallError, match="cuPointerGetAttributes"):
+        plan_pointers(gpu.driver, [start], [start], [8])
+
+
+def test_events_belong_to_the_context_of_their_stream():
+    driver = Driver(SimulatedLibrary(devices=2))
+    here, there = driver.current_context(), driver.primary_context(1)
+    before, after = driver.library.create_stream(device=1), driver.create_stream()
+    made, create = [], driver.create_event
+    driver.create_event = lambda: made.append(driver.probe(0)[0]) or create()
+    driver.pools.order(here, before, after, there)
+    assert made == [there]
+    assert driver.probe(0)[0] == here
+    assert driver.pools.spare_event(here) == 0
+    assert driver.pools.spare_event(there) != 0
+    driver.pools.order(here, after, after)
+    assert made == [there, here]
