@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -94,14 +95,15 @@ class _Lanes:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         pools, situation = self._driver.pools, self._situation
+        first = contextlib.nullcontext() if kind is None else contextlib.suppress(DriverCallError)
         try:
-            for stream in self._streams.values():
-                pools.order(situation.context, before=stream, after=situation.stream)
-        except DriverCallError:
-            # What the user's stream records from now on tells nothing of these streams.
-            self._work.keep_for_good()
-            if kind is None:  # otherwise the first error is the one to be told
-                raise
+            with first:  # the first error is the one to be told
+                pools.join(
+                    situation.context,
+                    self._streams.values(),
+                    situation.stream,
+                    self._work.keep_for_good,
+                )
         finally:
             for event in self._events:  # all that waits for them has been enqueued
                 pools.give_event(situation.context, event)

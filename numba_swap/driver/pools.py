@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -196,13 +196,14 @@ class Pools:
             yield
         except BaseException:
             with contextlib.suppress(DriverCallError):  # the first error is the one to be told
-                self._join(context, sides, stream, on_lost)
+                self.join(context, sides, stream, on_lost)
             raise
-        self._join(context, sides, stream, on_lost)
+        self.join(context, sides, stream, on_lost)
 
-    def _join(
-        self, context: int, sides: list[int], stream: int, on_lost: Callable[[], None]
+    def join(
+        self, context: int, sides: Iterable[int], stream: int, on_lost: Callable[[], None]
     ) -> None:
+        """Let a stream wait for what private streams hold now; `on_lost` as for `fenced`."""
         try:
             for side in sides:
                 self.order(context, before=side, after=stream)
