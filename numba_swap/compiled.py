@@ -447,6 +447,124 @@ def find_read_and_written(mapping):  # type: ignore[no-untyped-def]
     return -1
 
 
+# As `_FEW_BLOCKS_A_ROW`, for a table of bits.
+_MOST_BITS_A_ROW = 256
+
+_rows = types.Array(types.int64, 1, "C")
+
+
+_users = types.Array(types.int32, 1, "C")  # half the memory to clear and to go through
+
+
+@_compile(types.boolean(_mapping, _int, _int, _rows, _users))
+def _find_users(mapping, column, blocks, keys, users):  # type: ignore[no-untyped-def]
+    """Note for each block of a column the row that has it, plus 1; -1 if several have it.
+
+    `keys` is a hash table of the blocks, or empty if `users` has an element for each block. False
+    if the mapping is no longer what it was.
+    """
+    for row in range(len(mapping)):
+        block = mapping[row, column]
+        if block < 0 or block >= blocks:
+            return False
+        at = block
+        if len(keys):
+            at = _find_slot(keys, block)
+            keys[at] = block + 1
+        users[at] = row + 1 if users[at] == 0 else -1
+    return True
+
+
+@_compile(types.boolean(_mapping, _int, _mapping, _int))
+def _paired_as_they_stand(out_rows, column, in_rows, blocks):  # type: ignore[no-untyped-def]
+    """Whether each block in common stands in rows of the same number, and in no others."""
+    if blocks > _MOST_BITS_A_ROW * len(out_rows):
+        return False  # hash tables are smaller
+    # A bit for every block: so many of them fit into the caches.
+    marks = np.zeros((blocks >> 6) + 1, dtype=np.int64)
+    for row in range(len(out_rows)):
+        block = out_rows[row, column]
+        if block < 0 or block >= blocks:
+            return False
+        bit = 1 << (block & 63)
+        if marks[block >> 6] & bit:
+            return False
+        marks[block >> 6] |= bit
+    for row in range(len(in_rows)):
+        block = in_rows[row, 1 - column]
+        if block < 0 or block >= blocks:
+            return False
+        if marks[block >> 6] & (1 << (block & 63)) and out_rows[row, column] != block:
+            return False
+    return True
+
+
+@_compile(types.boolean(_mapping, _mapping, _int, _int))
+def paired_as_they_stand(out_rows, in_rows, slots, blocks):  # type: ignore[no-untyped-def]
+    """Whether rows of the same number can be partners, and none is left; in doubt not."""
+    return (
+        len(out_rows) == len(in_rows)
+        and _paired_as_they_stand(out_rows, 0, in_rows, slots)
+        and _paired_as_they_stand(out_rows, 1, in_rows, blocks)
+    )
+
+
+@_compile(types.boolean(_mapping, _int, _mapping, _int, _rows, _rows))
+def _pair_by_block(out_rows, column, in_rows, blocks, partner, taken):  # type: ignore[no-untyped-def]
+    """Pair rows that have a block in common; False if one would need two partners."""
+    direct = blocks <= _FEW_BLOCKS_A_ROW * len(out_rows)
+    keys = np.zeros(0, dtype=np.int64) if direct else _new_slots(len(out_rows))
+    users = np.zeros(blocks if direct else len(keys), dtype=np.int32)
+    if not _find_users(out_rows, column, blocks, keys, users):
+        return False
+    for row in range(len(in_rows)):
+        block = in_rows[row, 1 - column]
+        if block < 0 or block >= blocks:
+            return False
+        user = users[block if direct else _find_slot(keys, block)]
+        if user == 0:
+            continue
+        if user < 0:
+            return False
+        other = user - 1
+        if taken[row] != other:
+            if taken[row] >= 0 or partner[other] >= 0:
+                return False
+            taken[row] = other
+            partner[other] = row
+    return True
+
+
+@_compile(types.boolean(_mapping, _mapping, _int, _int, _rows, _rows))
+def pair_rows(out_rows, in_rows, slots, blocks, partner, taken):  # type: ignore[no-untyped-def]
+    """Pair the rows of two mappings, from slots to blocks and back; see `pairs.pair_rows`.
+
+    Parameters
+    ----------
+    partner, taken : ndarray of int64
+        All -1. Filled with the partner of each row of `out_rows`, and of `in_rows`, that has one.
+
+    Returns
+    -------
+    bool
+        Whether no row needs two partners.
+    """
+    if not (
+        _pair_by_block(out_rows, 0, in_rows, slots, partner, taken)
+        and _pair_by_block(out_rows, 1, in_rows, blocks, partner, taken)
+    ):
+        return False
+    # The others go together as they come.
+    row = 0
+    for other in range(len(out_rows)):
+        while row < len(in_rows) and taken[row] >= 0:
+            row += 1
+        if partner[other] < 0 and row < len(in_rows):
+            partner[other] = row
+            taken[row] = other
+    return True
+
+
 @_compile(types.boolean(_mapping, types.UniTuple(_int, 6), _int, _column, _column))
 def _group_rows(mapping, sides, grouped_by, dst, src):  # type: ignore[no-untyped-def]
     """Place rows by regions of one side; False if the mapping is no longer what it was."""

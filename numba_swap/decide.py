@@ -41,6 +41,7 @@ from numba_swap.settings import (
     parse_policy,
 )
 from numba_swap.streams import same_stream, stream_handle
+from numba_swap.transfer import Transfer
 from numba_swap.versions import DriverVersion
 
 _log = logging.getLogger("numba_swap")
@@ -85,6 +86,35 @@ class Choice(NamedTuple):
 
     decision: Decision
     parts: tuple[Part, ...] = ()
+
+
+class Grounds(NamedTuple):
+    """What a choice follows from, but for the copies, the stream and its context."""
+
+    mode: Mode | str
+    settings: Settings
+    costs: Costs
+    driver_version: DriverVersion
+    capturing: bool
+    device: int
+    max_blocks: int | None
+    policy: Policy
+    duplex: bool
+
+    @classmethod
+    def of(cls, driver: Driver, situation: Situation, mode: Mode | str) -> Grounds:
+        """Return the grounds here and now."""
+        return cls(
+            mode,
+            current_settings(),
+            find_costs(driver, situation.device),
+            situation.driver_version,
+            situation.capturing,
+            situation.device,
+            situation.max_blocks,
+            situation.policy,
+            situation.duplex,
+        )
 
 
 def in_context(
@@ -148,24 +178,12 @@ def decide(driver: Driver, copies: Copies, situation: Situation, mode: Mode | st
     ModeUnavailableError
         If a forced mode cannot run them.
     """
-    settings = current_settings()
-    costs = find_costs(driver, situation.device)
-    grounds = _Grounds(
-        mode,
-        settings,
-        costs,
-        situation.driver_version,
-        situation.capturing,
-        situation.device,
-        situation.max_blocks,
-        situation.policy,
-        situation.duplex,
-    )
+    grounds = Grounds.of(driver, situation, mode)
     kept = copies.prepared.get(decide)
     if kept is not None and kept[0] == grounds:
         choice: Choice = kept[1]
     else:
-        choice = _choose(driver, copies, situation, mode, costs)
+        choice = _choose(driver, copies, situation, mode, grounds.costs)
         copies.prepared[decide] = grounds, choice
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("%s", choice.decision)
@@ -204,6 +222,38 @@ def submit(
         MODES[choice.decision.mode].submit(driver, copies, situation, work)
 
 
+def track(
+    driver: Driver,
+    situation: Situation,
+    decision: Decision,
+    holds: tuple[object, ...],
+    enqueue: Callable[[InFlight], None],
+) -> Transfer:
+    """Enqueue work, and track all that was submitted to its end, whether or not that succeeds.
+
+    Parameters
+    ----------
+    driver : Driver
+        The driver.
+    situation : Situation
+        Of the stream.
+    decision : Decision
+        For the transfer.
+    holds : tuple of object
+        What must outlive the work.
+    enqueue : callable
+        Submits the work; may hold more.
+    """
+    work = InFlight(driver, situation.context, holds, situation.capturing)
+    try:
+        enqueue(work)
+    except BaseException:
+        # A part may have been submitted: its memory must last until that part is over.
+        work.close_after_failure(situation.stream)
+        raise
+    return Transfer(work, decision, situation.capturing)
+
+
 def wait_for_producers(driver: Driver, copies: Copies, situation: Situation) -> None:
     """Let the stream wait for what is pending on the arrays, in the streams that they name.
 
@@ -229,20 +279,6 @@ def wait_for_producers(driver: Driver, copies: Copies, situation: Situation) -> 
 def _why_not(driver: Driver, copies: Copies, situation: Situation, mode: Mode) -> str | None:
     obstacle: str | None = MODES[mode].why_not(driver, copies, situation)
     return obstacle
-
-
-class _Grounds(NamedTuple):
-    """What a choice follows from, but for the copies, the stream and its context."""
-
-    mode: Mode | str
-    settings: Settings
-    costs: Costs
-    driver_version: DriverVersion
-    capturing: bool
-    device: int
-    max_blocks: int | None
-    policy: Policy
-    duplex: bool
 
 
 def _choose(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -24,6 +24,13 @@ _OVERLAP_PATIENCE = 1.25
 # do (66 GB/s in sum instead of 90), and the host has to submit the copies of both.
 _DUPLEX_KERNEL_FACTOR = 1.4
 _DUPLEX_HOST_US_A_COPY = 1.2
+# A kernel that makes the copies of both directions pair by pair moves 80 GB/s in sum, of any length
+# from 2 KiB on: its requests, of 128 bytes each, fill the link.
+_PAIRS_FACTOR = 1.2
+# What it takes to let two directions run side by side, in streams of their own; and how much longer
+# it takes if what comes in has to be staged.
+_SIDE_BY_SIDE_US = 40.0
+_STAGED_FACTOR = 1.2
 
 # A split has to save so much of the predicted time, for it costs host time and streams.
 _SPLIT_GAIN = 0.99
@@ -54,6 +61,9 @@ class Situation(NamedTuple):
         0 for a swap of its own; else which of several parts that run side by side.
     duplex : bool
         Whether the other direction of the host link is busy meanwhile.
+    strand : bool
+        Whether this is one of several streams that share what the copy engines get: a batch is
+        then not spread any further.
     """
 
     driver_version: DriverVersion
@@ -66,6 +76,7 @@ class Situation(NamedTuple):
     policy: Policy = Policy.THROUGHPUT
     lane: int = 0
     duplex: bool = False
+    strand: bool = False
 
     @property
     def driver_words(self) -> str:
@@ -122,7 +133,9 @@ class Decision(NamedTuple):
     costs_source : str
         What the predictions rest on.
     parts : tuple of Decision
-        Where the swap runs as several parts at once, the decision of each; else empty.
+        Where the swap runs as several parts, the decision of each; else empty.
+    at_once : bool
+        Whether these run at once, not one after another.
     note : str
         The reason, where it is none of the usual ones.
     estimates : tuple of Estimate
@@ -141,6 +154,7 @@ class Decision(NamedTuple):
     simulated: bool = False
     costs_source: str = ""
     parts: tuple[Decision, ...] = ()
+    at_once: bool = True
     note: str = ""
     estimates: tuple[Estimate, ...] = ()
 
@@ -151,9 +165,12 @@ class Decision(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why, in one sentence."""
+        """Why, in one sentence; of several parts that run for reasons of their own, why each."""
         if self.note:
             return self.note
+        if self.parts:
+            reasons = [f"{part.direction}, {part.reason}" for part in self.parts]
+            return f"{'at once' if self.at_once else 'one after another'}: {'; '.join(reasons)}"
         if self.forced_by:
             return f"forced by {self.forced_by}"
         merit = merit_of(self.ranked, self.policy)
@@ -166,11 +183,16 @@ class Decision(NamedTuple):
     def predicted_us(self) -> float | None:
         """The predicted time from call to completion in microseconds; None if none is known.
 
-        Parts share the link, so their times add up.
+        Parts of one direction share the link, so their times add up; directions run side by side.
         """
         if self.parts:
-            times = [part.predicted_us for part in self.parts]
-            return None if None in times else sum(time for time in times if time is not None)
+            times: dict[Direction, float] = {}
+            for part in self.parts:
+                predicted_us = part.predicted_us
+                if predicted_us is None:
+                    return None
+                times[part.direction] = times.get(part.direction, 0.0) + predicted_us
+            return max(times.values()) if self.at_once else sum(times.values())
         return next((us for us, mode in self.ranked if mode is self.mode and us < math.inf), None)
 
     @property
@@ -211,7 +233,7 @@ class Decision(NamedTuple):
             for row in rows
         ]
         if self.parts:
-            lines += ["", "at once:"]
+            lines += ["", "at once:" if self.at_once else "one after another:"]
             lines += [
                 f"  {part.mode}, {part.copies} {'copy' if part.copies == 1 else 'copies'}, "
                 f"{part.nbytes} bytes, {part.direction}"
@@ -318,6 +340,25 @@ def best_split(costs: Costs, load: Load, situation: Situation) -> tuple[int, flo
         if predicted < _SPLIT_GAIN * single and (best is None or predicted < best[1]):
             best = edge, predicted
     return best
+
+
+def predict_pairs(costs: Costs, loads: Iterable[Load], situation: Situation) -> float:
+    """Return the predicted time in microseconds of copies that one kernel makes pair by pair.
+
+    Policy "overlap" would rather wait a little than take the multiprocessors.
+    """
+    alone = max(
+        _of(Mode.KERNEL, costs.predict(load, max_blocks=situation.max_blocks)) for load in loads
+    )
+    patience = _OVERLAP_PATIENCE if situation.policy is Policy.OVERLAP else 1.0
+    return _PAIRS_FACTOR * patience * alone
+
+
+def predict_apart(directions_us: float, situation: Situation, *, staged: bool) -> float:
+    """Return the predicted time of two directions side by side, from that of the copies alone."""
+    if not situation.may_fork:
+        return directions_us
+    return (_STAGED_FACTOR if staged else 1.0) * directions_us + _SIDE_BY_SIDE_US
 
 
 def _of(mode: Mode, predicted: Sequence[tuple[float, Mode]]) -> float:

@@ -28,12 +28,15 @@ class Step(NamedTuple):
         In which lane, from 1 on; the steps of one lane run one after another.
     after : tuple of int
         Indices of earlier steps, in other lanes, that must be over first.
+    awaited : bool
+        Whether later steps may name it there.
     """
 
     copies: Copies
     mode: Mode
     lane: int
     after: tuple[int, ...] = ()
+    awaited: bool = True
 
 
 def submit_steps(
@@ -67,7 +70,8 @@ def submit_steps(
         for number, step in enumerate(steps):
             inside = lanes.enter(step)
             _submit(driver, step, number, inside, work)
-            lanes.mark(inside.stream)
+            if step.awaited:
+                lanes.mark(number, inside.stream)
     work.close(situation.stream)
 
 
@@ -86,11 +90,11 @@ class _Lanes:
         self._driver = driver
         self._situation = situation
         self._work = work
-        self._streams: dict[int, int] = {}
-        self._events: list[int] = []  # behind the user's work so far, and behind each step
+        self._lanes: dict[int, Situation] = {}
+        self._events: dict[int, int] = {}  # behind each awaited step, and the user's work so far
 
     def __enter__(self) -> _Lanes:
-        self.mark(self._situation.stream)
+        self.mark(_BEFORE_ALL, self._situation.stream)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -100,29 +104,31 @@ class _Lanes:
             with first:  # the first error is the one to be told
                 pools.join(
                     situation.context,
-                    self._streams.values(),
+                    [inside.stream for inside in self._lanes.values()],
                     situation.stream,
                     self._work.keep_for_good,
                 )
         finally:
-            for event in self._events:  # all that waits for them has been enqueued
+            for event in self._events.values():  # all that waits for them has been enqueued
                 pools.give_event(situation.context, event)
 
     def enter(self, step: Step) -> Situation:
         """Return the situation of a step, in a lane that waits for what must come first."""
         driver, situation = self._driver, self._situation
-        stream = self._streams.get(step.lane)
-        if stream is None:
+        inside = self._lanes.get(step.lane)
+        if inside is None:
             stream = driver.pools.lane_stream(situation.context, step.lane)
-            self._streams[step.lane] = stream
-            driver.wait_event(stream, self._events[0])
+            inside = self._lanes[step.lane] = situation._replace(stream=stream, lane=step.lane)
+            driver.wait_event(stream, self._events[_BEFORE_ALL])
         for earlier in step.after:
-            driver.wait_event(stream, self._events[1 + earlier])
-        return situation._replace(stream=stream, lane=step.lane)
+            driver.wait_event(inside.stream, self._events[earlier])
+        return inside
 
-    def mark(self, stream: int) -> None:
-        """Put an event behind what is in a stream now."""
+    def mark(self, number: int, stream: int) -> None:
+        """Put an event behind what is in a stream now, by the number of its last step."""
         pools = self._driver.pools
-        event = pools.take_event(self._situation.context)
-        self._events.append(event)
+        event = self._events[number] = pools.take_event(self._situation.context)
         self._driver.record_event(event, stream)
+
+
+_BEFORE_ALL = -1

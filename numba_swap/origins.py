@@ -127,6 +127,8 @@ class BlockOrigin:
         Which layer, in words.
     holds : object
         What keeps the memory of the columns.
+    name : str
+        What the user calls the mapping.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class BlockOrigin:
         grouped: Integers | None,
         layer: str,
         holds: object,
+        name: str = "block_mapping",
     ) -> None:
         self._columns = columns
         self._blocks_at = blocks_at
@@ -152,17 +155,18 @@ class BlockOrigin:
         self._grouped = grouped
         self._layer = layer
         self._holds = holds
+        self._name = name
 
     def describe(self, index: int, offset: int | None = None) -> str:
         """Name the row or rows, with block ids."""
         row = self.row(index, offset or 0)
-        name = "a row of block_mapping" if row is None else f"block_mapping[{row}]"
+        name = f"a row of {self._name}" if row is None else f"{self._name}[{row}]"
         dst_block, src_block = (self._block(side, index, offset or 0) for side in (0, 1))
         merged = ""
         if offset is None and self._first is not None and row is not None:
             stop = -(-self._runs(index)[1] // len(self._offsets[0]))
             if stop > row + 1:
-                merged = f", merged with the rows up to block_mapping[{stop - 1}]"
+                merged = f", merged with the rows up to {self._name}[{stop - 1}]"
         return (
             f"{name} (source block {src_block} to destination block {dst_block}{self._layer}"
             f"{merged})"

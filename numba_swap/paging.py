@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from numba_swap import decide
-from numba_swap.blocks import match_blocks
+from numba_swap import decide, parts
+from numba_swap.calibration import find_costs
 from numba_swap.copies import Copies, Direction
+from numba_swap.costs import load_of
 from numba_swap.decide import How
-from numba_swap.dispatch import Decision, Situation, policy_blocks
-from numba_swap.driver.api import Driver
+from numba_swap.dispatch import Decision, Situation, in_words, predict_apart, predict_pairs
 from numba_swap.driver.current import current_driver
-from numba_swap.driver.pools import DeviceBuffer
-from numba_swap.errors import BadPlanError
 from numba_swap.in_flight import InFlight
-from numba_swap.integers import Integers
-from numba_swap.lanes import Step, submit_steps
-from numba_swap.memory import ArrayView, contiguous_strides, view_array
-from numba_swap.parts import in_slices
-from numba_swap.plan import plan_array_blocks, read_mapping
+from numba_swap.modes import paired
+from numba_swap.pairs import Pairs, pair_rows, paired_as_they_stand
+from numba_swap.plan import read_mapping
+from numba_swap.pool_pair import PoolPair, Rows
 from numba_swap.settings import Mode, Policy
+from numba_swap.side_by_side import Planned, SideBySide
+from numba_swap.staging import Staged, conflicts, side_by_side
 from numba_swap.transfer import Transfer
 
-# Blocks that come in over blocks that have to go out first are staged in device memory, in pieces
-# of so many bytes, of which two are under way: on an H200 64 MiB did as well as or better
-# than 4 and 16, for what the host has to do for each piece.
-_STAGED_BYTES = 64 << 20
-_PIECES_UNDER_WAY = 2
-
-# The batch is submitted in slices of so many bytes, not too many, for each joins its streams.
-_SLICE_BYTES = 32 << 20
-_MOST_SLICES = 4
-
-# Lanes; a second part of the same runs so many further on.
-_IN, _OUT, _SETTLE, _LANES = 1, 2, 3, 3
+_log = logging.getLogger("numba_swap")
+_T = TypeVar("_T")
 
 
 def exchange(
@@ -85,14 +76,22 @@ def exchange(
 
     Notes
     -----
-    A slot of `device` that is read and overwritten is no conflict: what comes in waits in device
-    memory, up to 128 MiB of it, until what goes out has left. A block of `host` that is overwritten
-    and read is read first. Where rows depend on each other in a way that no order of pieces
-    resolves (a block goes out to where a later one comes from), all that comes in is staged at
-    once, which needs as much device memory. A plan keeps the memory for its later runs.
+    A slot of `device` that is read and overwritten is no conflict, nor is a block of `host`.
 
-    In a stream that is being captured, and with policy ``"latency"``, the directions run one after
-    another.
+    Where a kernel can reach both pools, and no row meets more than one row of the other direction
+    (what comes into a slot may replace what goes out of it, and take the place in `host` that this
+    leaves for it), one kernel makes the copies pair by pair: every thread reads what goes out and
+    what comes in before it writes either. This needs no memory, no other streams, and uses both
+    directions of the link all the time. Rows without a counterpart follow in the same stream.
+
+    Otherwise both directions run side by side, in private streams. If one of them overwrites what
+    the other one reads, the other goes ahead, piece by piece. If each overwrites what the other
+    reads, what comes into a slot that is still to be read is staged in device memory, up to 128 MiB
+    of it, until what is in the slot has left; where rows depend on each other in a way that no
+    order of pieces resolves (a block goes out to where a later one comes from), all that comes in
+    is staged at once, which needs as much device memory. A plan keeps the memory for its later
+    runs. In a stream that is being captured, and with policy ``"latency"``, the directions then run
+    one after another.
     """
     plan = plan_exchange(device, host, page_out, page_in, block_axis=block_axis)
     return plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
@@ -120,14 +119,14 @@ def plan_exchange(
     """
     driver = current_driver()
     driver.current_context()
-    pools = _Pools(driver, device, host, block_axis)
+    pools = PoolPair(driver, device, host, block_axis)
     rows = read_mapping(page_out, "page_out"), read_mapping(page_in, "page_in")
-    out = plan_array_blocks(driver, device, host, rows[0], block_axis)
-    into = plan_array_blocks(driver, host, device, rows[1], block_axis)
+    # In the order of the rows, so that what goes out and what comes in can be paired.
+    out, into = pools.plan_out(rows[0]), pools.plan_in(rows[1])
     pools.check_apart(out, into)
     if not pools.views:  # of no layers nothing is copied, whatever the rows
         rows = rows[0][:0], rows[1][:0]
-    return ExchangePlan(pools, (out, into), rows)
+    return ExchangePlan(Planned(pools, (out, into), rows))
 
 
 class ExchangePlan:
@@ -141,40 +140,20 @@ class ExchangePlan:
         Bytes that one run copies over the link, in both directions.
     """
 
-    def __init__(
-        self, pools: _Pools, whole: tuple[Copies, Copies], rows: tuple[Integers, Integers]
-    ) -> None:
-        self._pools = pools
-        self._whole = whole
-        self._rows = out_rows, in_rows = rows
-        self.nbytes = whole[0].nbytes + whole[1].nbytes
-        self._order = order = _order(out_rows, in_rows, pools)
-        self._shelves: dict[int, list[_Stage]] = {}  # of each context
-        # What goes out, and what comes in without being staged, of each piece.
-        if order.pieces == 1 and not order.staged.any():
-            self._pieces = [whole]
-        else:
-            self._pieces = [
-                (
-                    pools.plan(pools.device, pools.host, out_rows[order.out_piece == piece])
-                    if order.pieces > 1
-                    else whole[0],
-                    pools.plan(
-                        pools.host,
-                        pools.device,
-                        in_rows[(order.in_piece == piece) & ~order.staged],
-                    ),
-                )
-                for piece in range(order.pieces)
-            ]
+    def __init__(self, planned: Planned) -> None:
+        self._planned = planned
+        self._driver = planned.pools.driver
+        self._copies = out, into = planned.copies
+        self.nbytes = out.nbytes + into.nbytes
+        self._decided: tuple[decide.Grounds, tuple[Decision, _InPairs | None]] | None = None
 
     def __len__(self) -> int:
-        """Return the number of copies over the link, after merging neighbours."""
-        return len(self._whole[0]) + len(self._whole[1])
+        """Return the number of contiguous runs that are copied over the link."""
+        return len(self._copies[0]) + len(self._copies[1])
 
     def __repr__(self) -> str:
         return (
-            f"<ExchangePlan: {self._whole[0].nbytes} bytes out, {self._whole[1].nbytes} bytes in>"
+            f"<ExchangePlan: {self._copies[0].nbytes} bytes out, {self._copies[1].nbytes} bytes in>"
         )
 
     def run(
@@ -195,362 +174,203 @@ class ExchangePlan:
         Returns
         -------
         Transfer
-            One for both directions. The parts of its decision are those of the two.
+            One for both directions.
 
         Raises
         ------
         NumbaSwapError
             As for `numba_swap.CopyPlan.run`.
         """
-        out, into = self._whole
-        gpu = out.device if into.device is None else into.device
-        how = How(stream, mode, max_blocks, policy)
-        return decide.in_context(
-            self._pools.driver,
-            gpu,
-            Direction.MIXED,
-            how,
-            lambda situation: self._submit(situation, how),
-        )
+        return self._in_context(How(stream, mode, max_blocks, policy), self._submit)
 
-    def _submit(self, situation: Situation, how: How) -> Transfer:
-        driver = self._pools.driver
-        both = bool(len(self._whole[0]) and len(self._whole[1]))
-        situation = situation._replace(duplex=both and situation.may_fork)
-        choices = [decide.decide(driver, copies, situation, how.mode) for copies in self._whole]
-        decision = _join_decisions([choice.decision for choice in choices])
-        if len(self) == 0:
-            return Transfer(None, decision, False)
-        for copies in self._whole:
-            decide.wait_for_producers(driver, copies, situation)
-        pools = self._pools
-        holds = (pools.device, pools.host, how.stream, self)
-        work = InFlight(driver, situation.context, holds, situation.capturing)
-        try:
-            stage = self._stage(situation.context)
-            work.hold(stage)
-            submit_steps(driver, self._steps(situation, how, stage), situation, work)
-        except BaseException:
-            work.close_after_failure(situation.stream)
-            raise
-        return Transfer(work, decision, situation.capturing)
+    def explain(
+        self,
+        stream: Any = None,
+        mode: Mode | str = "auto",
+        *,
+        policy: Policy | str | None = None,
+        max_blocks: int | None = None,
+    ) -> Decision:
+        """Say how `run` would make the exchange with these arguments, and why; nothing is copied.
 
-    def _stage(self, context: int) -> _Lease | None:
-        """Return the memory through which incoming blocks go; None if none is staged.
+        Parameters
+        ----------
+        stream, mode, policy, max_blocks
+            As for `run`.
 
-        What served an earlier run that is over serves again, with all that was planned for it.
-        """
-        order = self._order
-        if not order.staged.any():
-            return None
-        shelf = self._shelves.setdefault(context, [])
-        try:
-            return _Lease(shelf.pop(), shelf)
-        except IndexError:
-            rows = int(np.bincount(order.in_piece[order.staged]).max())
-            pieces = min(_PIECES_UNDER_WAY, order.pieces)
-            return _Lease(_Stage([self._pools.stage(context, rows) for _ in range(pieces)]), shelf)
-
-    def _staged(self, stage: _Stage, piece: int) -> tuple[Copies, Copies]:
-        """Return the copies of a piece to where it is staged, and on from there."""
-        if piece not in stage.copies:
-            order, pools = self._order, self._pools
-            _, staging = stage.places[piece % len(stage.places)]
-            coming = self._rows[1][(order.in_piece == piece) & order.staged]
-            slots = np.arange(len(coming))
-            stage.copies[piece] = (
-                pools.plan(pools.host, staging, np.stack([coming[:, 0], slots], axis=1)),
-                pools.plan(staging, pools.device, np.stack([slots, coming[:, 1]], axis=1)),
-            )
-        return stage.copies[piece]
-
-    def _steps(self, situation: Situation, how: How, lease: _Lease | None) -> Iterator[Step]:
-        """Yield the steps in an order in which they could also run one by one."""
-        order, mode = self._order, how.mode
-        # Moving what was staged to its slots goes on within the device, and is our own affair.
-        inside = situation._replace(
-            max_blocks=policy_blocks(situation.policy, Direction.D2D, how.max_blocks), duplex=False
-        )
-        numbers = itertools.count()
-        settled: list[tuple[int, ...]] = []
-        reads: dict[int, int] = {}  # the last step that reads `host`, in each lane
-
-        def steps_of(
-            copies: Copies,
-            lane: int,
-            after: tuple[int, ...] = (),
-            here: Situation = situation,
-            mode: Mode | str = mode,
-        ) -> tuple[list[Step], tuple[int, ...]]:
-            """Return the steps of some copies, several if they run in parts, and their numbers."""
-            if len(copies) == 0:
-                return [], ()
-            steps = [
-                Step(part.copies, part.decision.mode, lane + _LANES * i, after)
-                for i, part in enumerate(self._parts(copies, here, mode))
-            ]
-            return steps, tuple(itertools.islice(numbers, len(steps)))
-
-        stage = None if lease is None else lease.stage
-        if stage is None and not order.in_first:
-            yield from self._in_turns(situation, mode)
-            return
-        for piece, (going, direct) in enumerate(self._pieces):
-            after_out: tuple[int, ...] = ()
-            if not order.in_first:
-                steps, after_out = steps_of(going, _OUT)
-                yield from steps
-            steps, after_in = steps_of(direct, _IN)
-            reads.update(zip((step.lane for step in steps), after_in, strict=True))
-            yield from steps
-            if stage is not None:
-                aside, settle = self._staged(stage, piece)
-                # The memory is free again when what was in it before has settled.
-                before = piece - len(stage.places)
-                steps, after_aside = steps_of(aside, _IN, settled[before] if before >= 0 else ())
-                reads.update(zip((step.lane for step in steps), after_aside, strict=True))
-                yield from steps
-                after_in += after_aside
-            if order.in_first:
-                # Earlier pieces may have read in more lanes than this one.
-                steps, after_out = steps_of(going, _OUT, tuple(reads.values()))
-                yield from steps
-            if stage is not None:
-                steps, after_settle = steps_of(
-                    settle, _SETTLE, after_in + after_out, inside, "auto"
-                )
-                yield from steps
-                settled.append(after_settle)
-
-    def _in_turns(self, situation: Situation, mode: Mode | str) -> Iterator[Step]:
-        """Yield steps of both directions that do not depend on each other.
-
-        To submit many copies takes the host a part of the time that they take: slices in turn
-        let the second direction begin before the first is submitted whole.
-        """
-        queues = []
-        for lane, copies in ((_OUT, self._whole[0]), (_IN, self._whole[1])):
-            if len(copies):
-                for i, part in enumerate(self._parts(copies, situation, mode)):
-                    slices = 1
-                    if part.decision.mode is Mode.BATCH:
-                        slices = min(_MOST_SLICES, max(1, part.copies.nbytes // _SLICE_BYTES))
-                    queues.append(
-                        [
-                            Step(some, part.decision.mode, lane + _LANES * i)
-                            for some in in_slices(part.copies, slices)
-                        ]
-                    )
-        for turn in itertools.zip_longest(*queues):
-            yield from filter(None, turn)
-
-    def _parts(
-        self, copies: Copies, situation: Situation, mode: Mode | str
-    ) -> tuple[decide.Part, ...]:
-        choice = decide.decide(self._pools.driver, copies, situation, mode)
-        return choice.parts or (decide.Part(copies, choice.decision),)
-
-
-class _Order(NamedTuple):
-    """In which piece each row runs.
-
-    Attributes
-    ----------
-    pieces : int
-        How many there are.
-    out_piece, in_piece : ndarray of int
-        The piece of each row.
-    staged : ndarray of bool
-        Which incoming blocks are staged, since their slot is read too.
-    in_first : bool
-        Whether some outgoing block overwrites what comes in.
-    """
-
-    pieces: int
-    out_piece: Integers
-    in_piece: Integers
-    staged: Any
-    in_first: bool
-
-
-def _order(out_rows: Integers, in_rows: Integers, pools: _Pools) -> _Order:
-    slots, blocks = pools.device_blocks, pools.host_blocks
-    staged = _marked(slots, out_rows[:, 0])[in_rows[:, 1]]
-    in_first = bool(_marked(blocks, out_rows[:, 1])[in_rows[:, 0]].any())
-    out_piece = np.zeros(len(out_rows), dtype=np.int64)
-    in_piece = np.zeros(len(in_rows), dtype=np.int64)
-    alone = _Order(1, out_piece, in_piece, staged, in_first)
-    if pools.tangled:
-        # Blocks may share bytes with their neighbours: nothing is written before all is read.
-        return alone._replace(staged=np.ones(len(in_rows), dtype=bool), in_first=True)
-    a_piece = max(1, _STAGED_BYTES // max(1, pools.block_bytes))
-    count = int(np.count_nonzero(staged))
-    pieces = -(-count // a_piece)
-    if pieces <= 1:
-        return alone
-    in_piece = _spread(len(in_rows), pieces)
-    in_piece[staged] = np.arange(count) // a_piece
-    # What goes out of a slot leaves in the piece in which something comes into it.
-    of_slot = np.full(slots, -1)
-    of_slot[in_rows[staged, 1]] = in_piece[staged]
-    out_piece = _spread(len(out_rows), pieces)
-    out_piece = np.where(of_slot[out_rows[:, 0]] >= 0, of_slot[out_rows[:, 0]], out_piece)
-    if in_first:
-        # Several may read one block: the last one counts.
-        of_block = np.full(blocks, -1)
-        np.maximum.at(of_block, in_rows[:, 0], in_piece)
-        if (of_block[out_rows[:, 1]] > out_piece).any():
-            return alone
-    return _Order(pieces, out_piece, in_piece, staged, in_first)
-
-
-def _marked(length: int, ids: Integers) -> Any:
-    marks = np.zeros(length, dtype=bool)
-    marks[ids] = True
-    return marks
-
-
-def _spread(rows: int, pieces: int) -> Integers:
-    return np.arange(rows, dtype=np.int64) * pieces // max(1, rows)
-
-
-class _Stage:
-    """Device memory for some pieces, as buffers and as arrays, and the copies planned for it."""
-
-    def __init__(self, places: list[tuple[DeviceBuffer, Any]]) -> None:
-        self.places = places
-        self.copies: dict[int, tuple[Copies, Copies]] = {}
-
-
-class _Lease:
-    """A stage in use; it goes back to its shelf when this is dropped, which ends its use."""
-
-    def __init__(self, stage: _Stage, shelf: list[_Stage]) -> None:
-        self.stage = stage
-        self._shelf = shelf
-
-    def __del__(self) -> None:
-        self._shelf.append(self.stage)
-
-
-class _StagingArray:
-    """A part of device memory as an array of blocks."""
-
-    def __init__(self, buffer: DeviceBuffer, offset: int, shape: tuple[int, ...], itemsize: int):
-        self.__cuda_array_interface__ = {
-            "shape": shape,
-            "typestr": f"|V{itemsize}",
-            "data": (buffer.address + offset, False),
-            "strides": None,
-            "stream": None,
-            "version": 3,
-        }
-
-
-class _Pools:
-    """The two arrays, or layers of arrays, between which blocks are exchanged."""
-
-    def __init__(self, driver: Driver, device: Any, host: Any, block_axis: int) -> None:
-        self.driver = driver
-        self.device = device
-        self.host = host
-        self.block_axis = block_axis
-        many = isinstance(device, (list, tuple))
-        fronts = device if many else (device,)
-        backs = host if isinstance(host, (list, tuple)) else (host,)
-        self._layered = many
-        self.views = [view_array(array, "device") for array in fronts]
-        layouts = []
-        self._spans: list[tuple[tuple[int, int], tuple[int, int]]] = []
-        # Unequal numbers of layers are refused, with a better message, by `plan_array_blocks`.
-        for view, array in zip(self.views, backs, strict=False):
-            back = view_array(array, "host")
-            layout = match_blocks(view, back, block_axis, "device and host")
-            layouts.append(layout)
-            ends = ((view.address, layout.src_extent), (back.address, layout.dst_extent))
-            front, other = ((at + low, at + high) for at, (low, high) in ends)
-            self._spans.append((front, other))
-            layouts.append(match_blocks(back, view, block_axis, "host and device"))
-        self.tangled = any(layout.tangled for layout in layouts)
-        self.device_blocks = max((layout.src_blocks for layout in layouts[::2]), default=0)
-        self.host_blocks = max((layout.src_blocks for layout in layouts[1::2]), default=0)
-        self.block_bytes = sum(map(_block_bytes, self.views, [block_axis] * len(self.views)))
-
-    def check_apart(self, out: Copies, into: Copies) -> None:
-        """Refuse pools that share memory: then nothing says what is to be read first.
+        Returns
+        -------
+        Decision
+            The mode and the reason; its parts, if directions run side by side or rows are left
+            over.
 
         Raises
         ------
-        BadPlanError
-            If a block of one overlaps a block of the other.
+        ModeUnavailableError
+            If a forced mode cannot run these copies.
         """
-        if not any(
-            start < other_stop and other_start < stop
-            for (start, stop), _ in self._spans
-            for _, (other_start, other_stop) in self._spans
-        ):
-            return
-        fronts = _intervals([(out.src, out.sizes), (into.dst, into.sizes)])
-        backs = _intervals([(out.dst, out.sizes), (into.src, into.sizes)])
-        if not (len(fronts[0]) and len(backs[0])):
-            return
-        # Of the blocks of `device` that begin before a block of `host` ends, one may reach into it.
-        order = np.argsort(fronts[0])
-        begins, reach = fronts[0][order], np.maximum.accumulate(fronts[1][order])
-        before = np.searchsorted(begins, backs[1], side="left")
-        meets = (before > 0) & (reach[np.maximum(before, 1) - 1] > backs[0])
-        if meets.any():
-            where = int(backs[0][np.argmax(meets)])
-            raise BadPlanError(
-                f"device and host share memory, at {where:#x} for example: exchange needs two "
-                "pools apart from each other; within one array, use swap_blocks"
+        return self._in_context(
+            How(stream, mode, max_blocks, policy),
+            lambda situation, how: self._decide(situation, how)[0],
+        )
+
+    def _in_context(self, how: How, action: Callable[[Situation, How], _T]) -> _T:
+        out, into = self._copies
+        gpu = out.device if into.device is None else into.device
+        driver = self._driver
+        return decide.in_context(driver, gpu, Direction.MIXED, how, lambda here: action(here, how))
+
+    def _submit(self, situation: Situation, how: How) -> Transfer:
+        driver, pools = self._driver, self._planned.pools
+        decision, in_pairs = self._decide(situation, how)
+        if len(self) == 0:
+            return Transfer(None, decision, False)
+        for copies in self._copies:
+            decide.wait_for_producers(driver, copies, situation)
+
+        def enqueue(work: InFlight) -> None:
+            if in_pairs is None:
+                duplex = all(map(len, self._copies)) and situation.may_fork
+                self._side_by_side.submit(situation._replace(duplex=duplex), how, work)
+                return
+            paired.submit(driver, in_pairs.pairs, situation, work)
+            for copies in in_pairs.alone:
+                choice = decide.decide(driver, copies, situation, how.mode)
+                work.hold(copies)
+                decide.submit(driver, copies, situation, choice, work)
+
+        holds = (pools.device, pools.host, how.stream, self)
+        return decide.track(driver, situation, decision, holds, enqueue)
+
+    def _decide(self, situation: Situation, how: How) -> tuple[Decision, _InPairs | None]:
+        """Choose between pairs in one kernel and both directions side by side; remember it."""
+        grounds = decide.Grounds.of(self._driver, situation, how.mode)
+        kept = self._decided
+        if kept is None or kept[0] != grounds:
+            kept = self._decided = grounds, self._choose(situation, how)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s", kept[1][0])
+        return kept[1]
+
+    def _choose(self, situation: Situation, how: How) -> tuple[Decision, _InPairs | None]:
+        driver, (out, into) = self._driver, self._copies
+        both = bool(len(out) and len(into))
+        beside = situation._replace(duplex=both and situation.may_fork)
+        choices = [decide.decide(driver, copies, beside, how.mode) for copies in self._copies]
+        apart = _join_decisions([choice.decision for choice in choices], at_once=situation.may_fork)
+        if not both or (apart.forced and apart.mode is not Mode.KERNEL):
+            return apart, None
+        apart_us = predict_apart(_time(apart), situation, staged=all(self._conflicts))
+        costs = find_costs(driver, situation.device)
+        pairs_us = predict_pairs(costs, map(load_of, self._copies), situation)
+        if not (apart.forced or pairs_us <= apart_us):
+            return apart, None  # without looking for pairs
+        in_pairs = self._in_pairs
+        if in_pairs is None or paired.why_not(driver, in_pairs.pairs, situation) is not None:
+            return apart, None
+        decision = self._decide_pairs(in_pairs, apart, apart_us, situation, how)
+        if apart.forced or _time(decision) <= apart_us:
+            return decision, in_pairs
+        return apart, None
+
+    def _decide_pairs(
+        self,
+        in_pairs: _InPairs,
+        apart: Decision,
+        apart_us: float,
+        situation: Situation,
+        how: How,
+    ) -> Decision:
+        """Return the decision for pairs, and what is left of the rows after them."""
+        driver, pairs = self._driver, in_pairs.pairs
+        loads = load_of(pairs.out), load_of(pairs.into)
+        predicted_us = predict_pairs(find_costs(driver, situation.device), loads, situation)
+        words = f"pair by pair in one kernel {in_words(predicted_us)}"
+        if apart.forced:
+            note = f"forced by {apart.forced_by}; {words}"
+        else:
+            modes = " and ".join(apart.modes)
+            note = (
+                f"predicted: {words}, each direction by itself ({modes}) {in_words(_time(apart))}"
             )
+        decision = apart._replace(
+            mode=Mode.KERNEL,
+            direction=Direction.MIXED,
+            copies=2 * len(pairs),
+            nbytes=pairs.nbytes,
+            ranked=((predicted_us, Mode.KERNEL),),
+            rejected={},
+            parts=(),
+            note=note,
+        )
+        rest = [decide.decide(driver, some, situation, how.mode) for some in in_pairs.alone]
+        decisions = [decision, *(choice.decision for choice in rest)]
+        return _join_decisions(decisions, at_once=False)
 
-    def stage(self, context: int, rows: int) -> tuple[DeviceBuffer, Any]:
-        """Return device memory for so many blocks, and that memory as arrays like `device`."""
-        offsets, end = [], 0
-        for view in self.views:
-            offsets.append(end)
-            end += -(-_block_bytes(view, self.block_axis) * rows // 256) * 256
-        buffer = self.driver.pools.take_device_buffer(context, max(end, 1))
-        arrays = []
-        for view, offset in zip(self.views, offsets, strict=True):
-            shape = list(view.shape)
-            shape[self.block_axis] = rows
-            arrays.append(_StagingArray(buffer, offset, tuple(shape), view.itemsize))
-        return buffer, arrays if self._layered else arrays[0]
+    @cached_property
+    def _in_pairs(self) -> _InPairs | None:
+        """The rows in pairs, and those that are left over; None if they cannot be paired."""
+        pools, (out_rows, in_rows) = self._planned.pools, self._planned.rows
+        if pools.tangled:
+            return None
+        arguments = out_rows, in_rows, *pools.blocks
+        if paired_as_they_stand(*arguments):
+            return _InPairs(Pairs(*self._copies), ())
+        pairing = pair_rows(*arguments)
+        if pairing is None:
+            return None
+        out, into = self._copies
 
-    def plan(self, src: Any, dst: Any, rows: Integers) -> Copies:
-        """Return the copies of some rows."""
-        return plan_array_blocks(self.driver, src, dst, rows, self.block_axis)
+        def take(copies: Copies, chosen: Rows, count: int) -> Copies:
+            return parts.take(copies, pools.runs_of(chosen, count))
+
+        alone: tuple[Copies, ...] = ()
+        going = np.flatnonzero(pairing.partner >= 0)
+        if len(going) < len(out_rows):
+            left = np.flatnonzero(pairing.partner < 0)
+            alone = (take(out, left, len(out_rows)),)
+            out = take(out, going, len(out_rows))
+        elif len(pairing.alone):
+            alone = (take(into, pairing.alone, len(in_rows)),)
+        into = take(into, pairing.partner[going], len(in_rows))
+        return _InPairs(Pairs(out, into), alone)
+
+    @cached_property
+    def _side_by_side(self) -> SideBySide | Staged:
+        return side_by_side(self._planned, self._conflicts)
+
+    @cached_property
+    def _conflicts(self) -> tuple[bool, bool]:
+        return conflicts(self._planned)
 
 
-def _block_bytes(view: ArrayView, block_axis: int) -> int:
-    inner = list(view.shape)
-    del inner[block_axis]
-    return contiguous_strides((1, *inner), view.itemsize)[0]
+class _InPairs(NamedTuple):
+    """An exchange as pairs, and what goes out or comes in without a partner."""
+
+    pairs: Pairs
+    alone: tuple[Copies, ...]
 
 
-def _intervals(columns: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Return where all copies begin, and where they end."""
-    begins = np.concatenate([begin for begin, _ in columns])
-    return begins, begins + np.concatenate([size for _, size in columns])
+def _time(decision: Decision) -> float:
+    predicted_us = decision.predicted_us
+    return math.inf if predicted_us is None else predicted_us
 
 
-def _join_decisions(decisions: Sequence[Decision]) -> Decision:
-    """Return one decision for both directions."""
+def _join_decisions(decisions: Sequence[Decision], *, at_once: bool) -> Decision:
+    """Return one decision for several things that run at once, or one after another."""
     largest = max(decisions, key=lambda decision: decision.nbytes)
-    parts = tuple(
+    joined = tuple(
         part for decision in decisions if decision.copies for part in decision.parts or (decision,)
     )
-    if len(parts) <= 1:
+    if len(joined) <= 1:
         return largest
-    mixed = len({part.direction for part in parts}) > 1
+    mixed = len({part.direction for part in joined}) > 1
     return largest._replace(
-        note="at once: " + "; ".join(f"{part.direction}, {part.reason}" for part in parts),
+        note="",
         direction=Direction.MIXED if mixed else largest.direction,
         copies=sum(decision.copies for decision in decisions),
         nbytes=sum(decision.nbytes for decision in decisions),
         rejected={},
-        parts=parts,
+        parts=joined,
+        at_once=at_once,
     )

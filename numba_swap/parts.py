@@ -1,15 +1,14 @@
-"""Copies in parts, to run side by side or in turns: by direction, by length, in slices."""
+"""Copies in parts, to run side by side or in turns: by direction, by length, by rows."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies import SIDES, Copies
+from numba_swap.copies import SIDES, Copies, merge
 from numba_swap.costs import CLASS_EDGES
 from numba_swap.memory import Addresses, Allocation
 from numba_swap.origins import Origin
@@ -22,10 +21,7 @@ def by_length(copies: Copies, edge: int) -> tuple[Copies, Copies]:
     key = by_length, edge
     if key not in copies.prepared:
         long = copies.sizes >= np.uint64(CLASS_EDGES[edge - 1])
-        copies.prepared[key] = tuple(
-            _take(copies, np.flatnonzero(rows), copies.sources, copies.destinations)
-            for rows in (~long, long)
-        )
+        copies.prepared[key] = tuple(take(copies, np.flatnonzero(rows)) for rows in (~long, long))
     parts: tuple[Copies, Copies] = copies.prepared[key]
     return parts
 
@@ -47,7 +43,7 @@ def by_direction(copies: Copies) -> tuple[Copies, ...]:
                 rows = np.flatnonzero(kinds == kind)
                 if rows.size:
                     parts.append(
-                        _take(
+                        take(
                             copies,
                             rows,
                             _present(sources[rows], copies.sources),
@@ -56,20 +52,6 @@ def by_direction(copies: Copies) -> tuple[Copies, ...]:
                     )
         copies.prepared[by_direction] = (copies,) if len(parts) <= 1 else tuple(parts)
     found: tuple[Copies, ...] = copies.prepared[by_direction]
-    return found
-
-
-def in_slices(copies: Copies, slices: int) -> tuple[Copies, ...]:
-    """Return the copies in so many runs of rows, about equally many in each."""
-    key = in_slices, slices
-    if key not in copies.prepared:
-        bounds = np.linspace(0, len(copies), slices + 1).astype(np.intp)
-        copies.prepared[key] = tuple(
-            _take(copies, np.arange(begin, end), copies.sources, copies.destinations)
-            for begin, end in itertools.pairwise(bounds)
-            if begin < end
-        )
-    found: tuple[Copies, ...] = copies.prepared[key]
     return found
 
 
@@ -95,29 +77,49 @@ def _present(which: Rows, allocations: Sequence[Allocation]) -> tuple[Allocation
     return tuple(allocations[i] for i in np.unique(which))
 
 
-def _take(
+def take(
     copies: Copies,
-    rows: Rows,
-    sources: tuple[Allocation, ...],
-    destinations: tuple[Allocation, ...],
+    rows: Rows | slice,
+    sources: tuple[Allocation, ...] | None = None,
+    destinations: tuple[Allocation, ...] | None = None,
 ) -> Copies:
+    """Return some of the copies, in an order; of all allocations, if it is not said of which."""
     return Copies(
         copies.dst[rows],
         copies.src[rows],
         copies.uniform or copies.sizes[rows],
-        sources,
-        destinations,
+        copies.sources if sources is None else sources,
+        copies.destinations if destinations is None else destinations,
         owners=copies.owners,
         producer_streams=copies.producer_streams,
-        origin=_PartOrigin(copies.origin, rows),
+        origin=PartOrigin(
+            copies.origin, range(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        ),
     )
 
 
-class _PartOrigin(NamedTuple):
+def merged(copies: Copies) -> Copies:
+    """Return the copies with neighbours merged; the same, if there are none."""
+    inner = [a.start for side in (copies.sources, copies.destinations) for a in side[1:]]
+    size = copies.uniform or copies.sizes
+    columns, first = merge(copies.dst, copies.src, size, np.array(inner, dtype=np.uint64))
+    if first is None:
+        return copies
+    return Copies(
+        *columns,
+        copies.sources,
+        copies.destinations,
+        owners=copies.owners,
+        producer_streams=copies.producer_streams,
+        origin=PartOrigin(copies.origin, first),
+    )
+
+
+class PartOrigin(NamedTuple):
     """Some copies of a plan, of which others run beside them."""
 
     origin: Origin
-    chosen: Rows
+    chosen: Rows | range
 
     def describe(self, index: int, offset: int | None = None) -> str:
         """Describe the copy as its origin does."""

@@ -36,8 +36,42 @@ _SHORT_BYTES = 2048
 _LARGE_POOL_BYTES = 3 << 28
 
 
+class Names(NamedTuple):
+    """What the user calls the arguments, for messages."""
+
+    mapping: str = "block_mapping"
+    src: str = "src"
+    dst: str = "dst"
+    layer: str = ""
+
+    @property
+    def source(self) -> str:
+        """The source array."""
+        return f"{self.src}{self.layer}"
+
+    @property
+    def destination(self) -> str:
+        """The destination array."""
+        return f"{self.dst}{self.layer}"
+
+    @property
+    def both(self) -> str:
+        """The two."""
+        return f"{self.src} and {self.destination}"
+
+
+_NAMES = Names()
+
+
 def plan_array_blocks(
-    driver: Driver, src: Any, dst: Any, block_mapping: Any, block_axis: int
+    driver: Driver,
+    src: Any,
+    dst: Any,
+    block_mapping: Any,
+    block_axis: int,
+    names: Names = _NAMES,
+    *,
+    in_order: bool = False,
 ) -> Copies:
     """Turn arrays and a block mapping into copies.
 
@@ -51,28 +85,40 @@ def plan_array_blocks(
         Source block and destination block of each row.
     block_axis : int
         Axis along which the blocks lie.
+    names : Names, optional
+        For messages.
+    in_order : bool, optional
+        Keep the order of the rows, within each layer, and every run of every block a copy of its
+        own: neighbours are not merged, rows not grouped, and blocks onto themselves not left out.
 
     Raises
     ------
     BadPlanError, UnsupportedArrayError
         If the copies are not possible or not well defined.
     """
-    mapping = read_mapping(block_mapping)
+    mapping = read_mapping(block_mapping, names.mapping)
     if not isinstance(src, (list, tuple)) and not isinstance(dst, (list, tuple)):
-        layers = [_plan_layer(driver, src, dst, mapping, block_axis, "")]
+        layers = [_plan_layer(driver, src, dst, mapping, block_axis, names, in_order)]
     else:
         layers = [
-            _plan_layer(driver, *pair, mapping, block_axis, f" of layer {i}")
-            for i, pair in enumerate(_pair_layers(src, dst))
+            _plan_layer(
+                driver,
+                *pair,
+                mapping,
+                block_axis,
+                names._replace(layer=f" of layer {i}"),
+                in_order,
+            )
+            for i, pair in enumerate(_pair_layers(src, dst, names))
         ]
     copies = concatenate([layer.copies for layer in layers])
     if _arrays_meet(layers):
-        copies = drop_identities(copies)
+        copies = copies if in_order else drop_identities(copies)
         check_hazards(copies)
         return copies
     if any(layer.one_pool for layer in layers):
-        _refuse_read_and_written(mapping)
-        copies = drop_identities(copies)
+        _refuse_read_and_written(mapping, names)
+        copies = copies if in_order else drop_identities(copies)
     for layer in layers:
         if layer.tangled:
             check_hazards(layer.copies)
@@ -87,12 +133,12 @@ class _Layer(NamedTuple):
     one_pool: bool = False  # both sides have the very same blocks, which share no bytes
 
 
-def _pair_layers(src: Any, dst: Any) -> list[tuple[Any, Any]]:
+def _pair_layers(src: Any, dst: Any, names: Names) -> list[tuple[Any, Any]]:
     many = [isinstance(side, (list, tuple)) for side in (src, dst)]
     if many != [True, True] or len(src) != len(dst):
         lengths = [len(side) if isinstance(side, (list, tuple)) else "one" for side in (src, dst)]
         raise BadPlanError(
-            f"src and dst must be one array each or equally many layers, not {lengths[0]} "
+            f"{names.both} must be one array each or equally many layers, not {lengths[0]} "
             f"and {lengths[1]} (a list or tuple means layers; for data give an array)"
         )
     return list(zip(src, dst, strict=True))
@@ -116,12 +162,18 @@ def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Integers:
 
 
 def _plan_layer(
-    driver: Driver, src: Any, dst: Any, mapping: Integers, block_axis: int, layer: str
+    driver: Driver,
+    src: Any,
+    dst: Any,
+    mapping: Integers,
+    block_axis: int,
+    names: Names,
+    in_order: bool,
 ) -> _Layer:
-    source, destination = view_array(src, f"src{layer}"), view_array(dst, f"dst{layer}")
+    source, destination = view_array(src, names.source), view_array(dst, names.destination)
     if destination.readonly:
-        raise BadPlanError(f"dst{layer} is read-only, so it cannot be a destination")
-    layout = match_blocks(source, destination, block_axis, f"src and dst{layer}")
+        raise BadPlanError(f"{names.destination} is read-only, so it cannot be a destination")
+    layout = match_blocks(source, destination, block_axis, names.both)
     rows = len(mapping)
     if rows == 0:
         return _Layer(no_copies(), (0, 0), (0, 0))
@@ -129,23 +181,24 @@ def _plan_layer(
     src_span = source.address + low, source.address + high
     low, high = layout.dst_extent
     dst_span = destination.address + low, destination.address + high
-    sources = allocations_of_range(driver, *src_span, f"src{layer}")
-    destinations = allocations_of_range(driver, *dst_span, f"dst{layer}")
+    sources = allocations_of_range(driver, *src_span, names.source)
+    destinations = allocations_of_range(driver, *dst_span, names.destination)
     for view, allocations, name in (
-        (source, sources, "src"),
-        (destination, destinations, "dst"),
+        (source, sources, names.source),
+        (destination, destinations, names.destination),
     ):
         if view.on_cuda and allocations[0].kind is MemoryKind.PAGEABLE and layout.run_bytes:
             raise UnsupportedArrayError(
-                f"{name}{layer} lies at {view.address:#x}, which is no memory that CUDA knows: "
+                f"{name} lies at {view.address:#x}, which is no memory that CUDA knows: "
                 "was it freed, or does it belong to a simulation that has ended?"
             )
     contiguous = len(layout.src_offsets) == 1
+    mergeable = contiguous and not in_order
     native = compiled()
     buffer = driver.pools.take_buffer(16 * rows)
     dst_column, src_column = buffer.words[:rows], buffer.words[rows : 2 * rows]
     grouped_by = -1
-    if contiguous and layout.dst_step and may_be_grouped(rows, layout.run_bytes):
+    if mergeable and layout.dst_step and may_be_grouped(rows, layout.run_bytes):
         grouped_by = _column_to_group(sources, src_span, destinations, dst_span)
     found = native.place_rows(
         mapping,
@@ -155,13 +208,13 @@ def _plan_layer(
         destination.address,
         layout.dst_step,
         layout.dst_blocks,
-        layout.run_bytes if contiguous else 0,
+        layout.run_bytes if mergeable else 0,
         grouped_by,
         dst_column,
         src_column,
     )
     if found not in (0, native.NEIGHBOURS):
-        raise _bad_row(mapping, layout.src_blocks, layout.dst_blocks, layer)
+        raise _bad_row(mapping, layout.src_blocks, layout.dst_blocks, names)
     if layout.run_bytes == 0:
         return _Layer(no_copies(), (0, 0), (0, 0))
     size: Addresses | int = layout.run_bytes
@@ -169,15 +222,15 @@ def _plan_layer(
     kept: PinnedBuffer | None = buffer
     bounds = _inner_bounds(sources, destinations)
     if found or not contiguous:
-        (dst_column, src_column, size), first = merge(
-            _expand(dst_column, layout.dst_offsets),
-            _expand(src_column, layout.src_offsets),
-            layout.run_bytes,
-            bounds,
-        )
+        dst_column = _expand(dst_column, layout.dst_offsets)
+        src_column = _expand(src_column, layout.src_offsets)
         kept = None
+        if not in_order:
+            (dst_column, src_column, size), first = merge(
+                dst_column, src_column, layout.run_bytes, bounds
+            )
     if bounds.size:
-        _check_within(dst_column, src_column, size, bounds, f"src and dst{layer}")
+        _check_within(dst_column, src_column, size, bounds, names.both)
 
     origin = BlockOrigin(
         (dst_column, src_column),
@@ -188,8 +241,9 @@ def _plan_layer(
         rows,
         first,
         mapping if grouped_by >= 0 and not found else None,
-        layer,
+        names.layer,
         kept,
+        names.mapping,
     )
     streams = (source.stream, destination.stream)
     copies = Copies(
@@ -214,18 +268,18 @@ def _plan_layer(
     return _Layer(copies, src_span, dst_span, layout.tangled, one_pool)
 
 
-def _refuse_read_and_written(mapping: Integers) -> None:
+def _refuse_read_and_written(mapping: Integers, names: Names) -> None:
     """Refuse rows, all within one pool of blocks, that read what another row writes."""
     reader = int(compiled().find_read_and_written(mapping))
     if reader >= 0:
         writer = int(np.argmax(mapping[:, 1] == mapping[reader, 0]))
-        names = [
-            f"block_mapping[{row}] (source block {mapping[row, 0]} to destination block "
+        rows = [
+            f"{names.mapping}[{row}] (source block {mapping[row, 0]} to destination block "
             f"{mapping[row, 1]})"
             for row in (reader, writer)
         ]
         raise BadPlanError(
-            f"{names[0]} reads what {names[1]} writes; the order of copies is not defined: "
+            f"{rows[0]} reads what {rows[1]} writes; the order of copies is not defined: "
             "stage one of them elsewhere, or make two swaps",
             reader,
         )
@@ -268,15 +322,15 @@ def _column_to_group(
     return -1
 
 
-def _bad_row(mapping: Integers, src_blocks: int, dst_blocks: int, layer: str) -> BadPlanError:
+def _bad_row(mapping: Integers, src_blocks: int, dst_blocks: int, names: Names) -> BadPlanError:
     """Find out which row of a mapping that was refused is at fault."""
-    for column, count, name in ((0, src_blocks, "src"), (1, dst_blocks, "dst")):
+    for column, count, name in ((0, src_blocks, names.source), (1, dst_blocks, names.destination)):
         ids = mapping[:, column]
         outside = (ids < 0) | (ids >= count)
         if outside.any():
             row = int(np.argmax(outside))
             return BadPlanError(
-                f"block_mapping[{row}]: {name}{layer} block {ids[row]} is not one of its {count} "
+                f"{names.mapping}[{row}]: {name} block {ids[row]} is not one of its {count} "
                 f"blocks (0 to {count - 1})",
                 row,
             )
@@ -284,11 +338,13 @@ def _bad_row(mapping: Integers, src_blocks: int, dst_blocks: int, layer: str) ->
     order = np.argsort(ids, kind="stable")
     same = ids[order][1:] == ids[order][:-1]
     if not same.any():
-        return BadPlanError("block_mapping was changed while it was read: wait before changing it")
+        return BadPlanError(
+            f"{names.mapping} was changed while it was read: wait before changing it"
+        )
     again = int(np.argmax(same))
     first, row = int(order[again]), int(order[again + 1])
     return BadPlanError(
-        f"block_mapping[{row}]: destination block {ids[row]} is written twice (first by row "
+        f"{names.mapping}[{row}]: destination block {ids[row]} is written twice (first by row "
         f"{first}); the order of copies is not defined",
         row,
     )

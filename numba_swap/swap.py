@@ -16,6 +16,7 @@ from numba_swap.driver.current import current_driver
 from numba_swap.errors import ModeUnavailableError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import kernel
+from numba_swap.modes.kernel_loading import why_not_loaded
 from numba_swap.plan import plan_array_blocks
 from numba_swap.pointers import Validation, plan_pointers
 from numba_swap.settings import Mode, Policy, current_settings
@@ -163,18 +164,17 @@ class CopyPlan:
         decision = choice.decision
         if len(copies) == 0:
             return Transfer(None, decision, False)
-        captured = situation.capturing
         if copies.producer_streams:
             decide.wait_for_producers(driver, copies, situation)
-        work = InFlight(driver, situation.context, (copies, how.stream), captured)
-        try:
-            decide.submit(driver, copies, situation, choice, work)
-        except BaseException:
-            # A part may have been submitted: its memory must last until that part is over.
-            work.close_after_failure(situation.stream)
-            raise
+        transfer = decide.track(
+            driver,
+            situation,
+            decision,
+            (copies, how.stream),
+            lambda work: decide.submit(driver, copies, situation, choice, work),
+        )
         if decision.modes == (Mode.KERNEL,) and not (
-            choice.parts or captured or copies.producer_streams
+            choice.parts or situation.capturing or copies.producer_streams
         ):
             self._last = Run(
                 how,
@@ -186,7 +186,7 @@ class CopyPlan:
                 decision,
                 find_costs(driver, situation.device),
             )
-        return Transfer(work, decision, captured)
+        return transfer
 
 
 def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) -> CopyPlan:
@@ -346,7 +346,7 @@ def swap_blocks_batch(
 def warm_up() -> None:
     """Pay on purpose for what the first swap would pay for: compilers, and the GPU's context.
 
-    The first process on a machine compiles the copy kernel and the compiled parts of planning,
+    The first process on a machine compiles the kernels and the compiled parts of planning,
     which are kept in Numba's cache on disk. On one H200 machine that took 7 seconds in all, and
     later processes 2, most of it to import Numba and to make the context. Nothing is copied.
 
@@ -364,6 +364,9 @@ def warm_up() -> None:
     if version >= kernel.SINCE:
         device = driver.context_device(driver.current_context())
         situation = Situation(version, False, 0, 0, False, device)
-        obstacle = kernel.why_not(driver, no_copies(), situation)
-        if obstacle is not None:
-            raise ModeUnavailableError(Mode.KERNEL, obstacle)
+        for obstacle in (
+            kernel.why_not(driver, no_copies(), situation),
+            why_not_loaded(driver, device, "exchange"),
+        ):
+            if obstacle is not None:
+                raise ModeUnavailableError(Mode.KERNEL, obstacle)

@@ -15,7 +15,7 @@ from numba_swap.bench.plot import draw_speed
 from numba_swap.bench.plot import main as plot
 from numba_swap.bench.rows import Row
 from numba_swap.bench.targets import THROUGHPUT_TARGETS
-from numba_swap.bench.timing import Samples, measure
+from numba_swap.bench.timing import Samples, measure, measure_in_turn
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "notebooks" / "data" / "speed_h200.json"
@@ -37,6 +37,15 @@ def test_measure_counts_warm_ups_apart_and_runs_what_comes_before():
     assert events == ["before", "timed"] * 5
     assert (len(samples.warmups_ns), len(samples.raw_ns)) == (2, 3)
     assert all(value > 0 for value in samples.raw_ns)
+
+
+def test_actions_in_turn_are_timed_round_by_round():
+    order = []
+    actions = {name: lambda name=name: order.append(name) for name in ("one", "other")}
+    samples = measure_in_turn(actions, repeats=3, warmups=1)
+    assert order == ["one", "other"] * 4
+    assert list(samples) == ["one", "other"]
+    assert all((len(s.warmups_ns), len(s.raw_ns)) == (1, 3) for s in samples.values())
 
 
 def test_median_and_rate():

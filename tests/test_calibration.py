@@ -416,10 +416,12 @@ def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder,
 def test_what_is_measured_is_stored_and_used_from_now_on(driver, folder, small, monkeypatch):
     """On a simulated driver that says it is real: the way from the bench to the file."""
     from numba_swap.driver import current
-    from numba_swap.modes import kernel
+    from numba_swap.modes import kernel, kernel_loading
     from numba_swap.simulation import SimulatedGPU
 
-    monkeypatch.setattr(kernel, "_compile", lambda device: kernel._register(driver.library))
+    monkeypatch.setattr(
+        kernel_loading, "_compile", lambda _, name: kernel_loading._register(driver.library, name)
+    )
     monkeypatch.setattr(measuring, "allocator", SimulatedGPU)
     monkeypatch.setattr(current, "_default", driver)
     for name in ("_LINK_BLOCKS", "_LINK_BLOCKS_FOR_SHORT_COPIES"):

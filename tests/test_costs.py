@@ -60,6 +60,8 @@ def test_a_load_counts_copies_and_bytes_of_each_class():
         "d2h", ((0, 2, 300), (1, 2, 9096), (2, 1, 30_000), (3, 2, 3 << 20)), 7, sum(sizes), 12
     )
     assert all(type(number) is int for term in load.terms for number in term)
+    assert uniform_load("d2d", 3, 5000) == Load("d2d", ((1, 3, 15_000),), 3, 15_000, 0)
+    assert load_of_sizes("d2d", np.full(3, 5000, np.uint64)) == uniform_load("d2d", 3, 5000)
 
 
 @pytest.mark.parametrize("size", [512, 4096, 12345, 1 << 20])
@@ -103,6 +105,19 @@ def test_routes(src, dst, route):
     assert load.route == route
 
 
+@pytest.mark.parametrize(
+    ("direction", "route", "pageable"),
+    [
+        (ns.Direction.H2D, "h2d", "h2d pageable"),
+        (ns.Direction.D2H, "d2h", "d2h pageable"),
+        (ns.Direction.D2D, "d2d", "d2d"),
+    ],
+)
+def test_routes_of_pageable_memory_only_where_it_is_said(direction, route, pageable):
+    assert route_key(direction) == route_key(direction, pageable=False) == route
+    assert route_key(direction, pageable=True) == pageable
+
+
 def test_every_direction_has_a_route_that_is_measured():
     from numba_swap.calibration import reference_costs
 
@@ -125,7 +140,7 @@ def test_a_load_is_split_at_an_edge_and_nothing_is_lost(edge):
 def test_predictions_computed_by_hand():
     cost = Cost(10.0, 5.0, (1.0, 2.0, 3.0, 4.0), (100.0, 50.0, 20.0, 10.0))
     sizes = [1000] * 3 + [10_000] * 2 + [1_000_000]
-    load = load_of_sizes("h2d", np.array(sizes, np.uint64))
+    load = load_of_sizes("h2d", np.array(sizes, np.uint64), 1)  # alignment is for kernels
     # 10, then 3 x 1 + 2 x 2 + 1 x 4 for the copies, 0.3 + 1 + 10 for the bytes
     assert cost.predict_us(load) == pytest.approx(32.3)
     assert cost.predict_us(load, forked=True) == pytest.approx(37.3)
@@ -175,6 +190,7 @@ def test_a_kernel_is_slower_unaligned_and_with_few_blocks(bits, blocks, factor):
 )
 def test_streams_of_a_batch(copies, nbytes, lane, streams):
     assert batch_streams(copies, nbytes, lane) == streams
+    assert batch_streams(1000, MIB) == 8
 
 
 @pytest.mark.parametrize(
@@ -248,6 +264,14 @@ def test_a_split_that_gains_next_to_nothing_is_not_made():
     assert best_split(costs, load, HERE) is None
     costs = costs_of(None, LONG_BATCH, SHORT_KERNEL)
     assert best_split(costs, load, HERE) is not None
+
+
+def test_a_split_pays_for_the_fork_of_its_batch():
+    load = load_of_sizes("h2d", np.array([512] * 10 + [MIB] * 10, np.uint64))
+    _, free = best_split(costs_of(None, LONG_BATCH, SHORT_KERNEL), load, HERE)
+    forking = LONG_BATCH._replace(fork_us=1.0)
+    _, paid = best_split(costs_of(None, forking, SHORT_KERNEL), load, HERE)
+    assert paid == pytest.approx(free + 1.0)
 
 
 def test_the_second_direction_slows_kernels_and_makes_the_host_submit_both():

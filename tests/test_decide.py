@@ -17,7 +17,9 @@ from numba_swap.driver.current import current_driver, enter_driver, leave_driver
 from numba_swap.driver.simulated import Fault, SimulatedLibrary
 from numba_swap.driver.simulated.memory import Kind
 from numba_swap.in_flight import InFlight
+from numba_swap.lanes import Step, submit_steps
 from numba_swap.modes import kernel
+from numba_swap.parts import take
 from numba_swap.settings import Mode
 from numba_swap.simulation import SimulatedGPU
 
@@ -254,7 +256,7 @@ def test_another_devices_memory_is_not_for_the_kernel(rng):
             assert run(*pair, "auto").mode is not Mode.KERNEL
         # Within the other device it runs there.
         assert run(there, also_there, "kernel").mode is Mode.KERNEL
-        assert set(gpu.driver.kernels) == {1}
+        assert set(gpu.driver.kernels) == {(1, "copy")}
 
 
 @pytest.mark.parametrize("stream", [None, 0, 1, 2])
@@ -819,7 +821,7 @@ def test_layers_of_both_directions_and_within_the_device(gpu, rng, submitted, mo
     assert [part.mode is Mode.KERNEL for part in decision.parts] == [False, True, True]
 
 
-SPLITS = ["length", "direction", "exchange"]
+SPLITS = {"length": 2, "direction": 2, "exchange": 2, "exchange in pairs": 0}
 
 
 def parted(gpu, rng, split):
@@ -839,7 +841,12 @@ def parted(gpu, rng, split):
         plan = ns.plan_blocks(first, second, rows)
     else:
         second = [make_array(gpu, "pinned", np.zeros_like(content)) for content in contents]
-        plan = ns.plan_exchange(first, second, rows, [[1, 1], [3, 0]])
+        # Block 7 is written by the row that reads slot 0: a chain, of which no pairs can be made.
+        chain = [[7, 1], [3, 0]]
+        into = chain if split == "exchange" else [[1, 1], [3, 0], [5, 5]]
+        if split == "exchange in pairs":
+            use_costs(gpu.driver, 0, flat(kernel=1.0))
+        plan = ns.plan_exchange(first, second, rows, into)
     return plan, contents, first, second
 
 
@@ -851,7 +858,7 @@ def test_parts_come_after_what_is_in_the_stream(gpu, rng, monkeypatch, split):
     for array, content in zip(first, contents, strict=True):
         array.copy_to_device(content, stream=stream)  # put off until something needs it
     transfer = plan.run(stream)
-    assert len(transfer.decision.parts) == 2
+    assert len(transfer.decision.parts) == SPLITS[split]
     transfer.wait()
     for array, content in zip(second, contents, strict=True):
         assert np.array_equal(read_array(gpu, array)[[7, 4, 0]], content[[0, 2, 6]])
@@ -890,6 +897,66 @@ def test_parts_of_several_runs_at_once(gpu, rng, monkeypatch, split):
         transfer.wait()
         for array, content in zip(second, contents, strict=True):
             assert np.array_equal(read_array(gpu, array)[[7, 4, 0]], content[[0, 2, 6]])
+
+
+@pytest.mark.parametrize("split", ["length", "exchange"])
+def test_a_wait_is_for_all_parts(gpu, rng, split):
+    plan, contents, first, second = parted(gpu, rng, split)
+    for array, content in zip(first, contents, strict=True):
+        array.copy_to_device(content)
+    transfer = plan.run(gpu.stream(non_blocking=True))
+    assert len(transfer.decision.parts) == 2
+    transfer.wait()
+    for array, content in zip(second, contents, strict=True):  # pinned: nothing else waits here
+        assert np.array_equal(array[[7, 4, 0]], content[[0, 2, 6]])
+
+
+def two_pools(gpu):
+    return gpu.device_array((8, 96), np.uint8), gpu.pinned_array((8, 96), np.uint8)
+
+
+def test_lanes_wait_for_the_users_stream_only_and_once(gpu):
+    """However many steps run in each: it is for them to be at work at the same time."""
+    stream, (device, host) = gpu.stream(), two_pools(gpu)
+    copies = ns.plan_blocks(device, host, [[i, i] for i in range(0, 8, 2)])._copies
+    recorded, waits = {}, []
+    faults = gpu.library.faults
+    faults.watch("cuEventRecord", recorded.__setitem__)
+    faults.watch("cuStreamWaitEvent", lambda to, event, _: waits.append((to, recorded[event])))
+
+    def run(situation):
+        work = InFlight(gpu.driver, situation.context, (copies,), captured=False)
+        steps = [
+            Step(take(copies, np.array([row])), Mode.LOOP, lane)
+            for row, lane in enumerate([1, 2, 2, 1])
+        ]
+        submit_steps(gpu.driver, steps, situation, work)
+        work.wait()
+
+    decide.in_context(gpu.driver, 0, copies.direction, decide.How(stream), run)
+    user = stream.handle
+    one, other = (to for to, _ in waits[:2])
+    assert len({one, other, user}) == 3
+    assert waits == [(one, user), (other, user), (user, one), (user, other)]
+
+
+def test_events_of_lanes_are_used_again(gpu):
+    device, host = two_pools(gpu)
+
+    def run():
+        ns.exchange(device, host, [[0, 1]], [[2, 3]], mode="loop").wait()
+        return gpu.library.calls["cuEventCreate"]
+
+    assert run() == run() == run()
+
+
+def test_each_direction_spreads_its_batch_over_streams_of_its_own(gpu, rng):
+    arrays, after, *pointers = both_ways(gpu, rng, 1 << 16, 16)
+    used = streams_of(gpu, "cuMemcpyBatchAsync", 8)
+    ns.swap_blocks_batch(*pointers, mode="batch", stream=gpu.stream()).wait()
+    for array, content in zip(arrays, after, strict=True):
+        assert np.array_equal(read_array(gpu, array), content)
+    assert len(used) == len(set(used)) == 2 * 4
 
 
 # -- what a decision says -----------------------------------------------------------------------

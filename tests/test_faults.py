@@ -256,6 +256,26 @@ def test_fences_that_fail_release_nothing_too_early(gpu, faults, function, call)
     assert pair.written() in ([], list(range(32)))
 
 
+def exchange_of(pair):
+    """One copy in each direction, in lanes of their own: two waits to fork, and two to join."""
+    return lambda: ns.exchange(pair.dst, pair.src, [[1, 1]], [[0, 0]], mode="loop")
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_lanes_that_cannot_be_forked_or_joined(gpu, faults, call):
+    faults.add(Fault("cuStreamWaitEvent", MEMORY, call=call))
+    error = fail(exchange_of(Pair(gpu)))
+    assert error.function == "cuStreamWaitEvent"
+
+
+def test_of_an_error_and_another_on_the_way_out_the_first_is_told(gpu, faults):
+    faults.add(Fault("cuMemcpyAsync", INVALID, call=2))
+    faults.add(Fault("cuStreamWaitEvent", MEMORY, call=3, times=None))
+    error = fail(exchange_of(Pair(gpu)))
+    assert error.function == "cuMemcpyAsync"
+    assert [fault.function for fault in faults.struck] == ["cuMemcpyAsync", "cuStreamWaitEvent"]
+
+
 def test_an_event_that_cannot_be_made_stops_the_swap_before_it_begins(gpu, faults):
     pair = Pair(gpu)
     faults.add(Fault("cuEventCreate", MEMORY))

@@ -189,6 +189,7 @@ def test_one_pool_by_ids_and_by_addresses_agree(gpu, data):
     pool = pool_of(gpu, blocks)
     apart = pool_of(gpu, blocks, "other")
     driver = ns.driver.current.current_driver()
+    driver.current_context()
     try:
         copies = drop_identities(plan_array_blocks(driver, apart, apart[:], mapping, 0))
         check_hazards(copies)

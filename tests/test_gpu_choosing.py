@@ -5,7 +5,7 @@ import pytest
 from machines import RealGPU, capture, make_array, random_bytes, read_array, real_modes
 
 import numba_swap as ns
-from numba_swap import paging
+from numba_swap import side_by_side, staging
 from numba_swap.calibration import find_costs, use_costs
 from numba_swap.costs import ROUTES, Cost
 from numba_swap.driver.current import default_driver
@@ -35,7 +35,8 @@ def rows_for(rng, count, sources, destinations):
 @pytest.mark.parametrize("a_piece", [16, 100, 1 << 20])
 @pytest.mark.parametrize("what", ["refilled", "in place", "rotation", "random"])
 def test_exchange_with_conflicts(gpu, rng, monkeypatch, mode, a_piece, what):
-    monkeypatch.setattr(paging, "_STAGED_BYTES", a_piece * BLOCK)
+    monkeypatch.setattr(staging, "_STAGED_BYTES", a_piece * BLOCK)
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", a_piece * BLOCK)
     slots, blocks = 500, 1200
     before = random_bytes(rng, (slots, BLOCK)), random_bytes(rng, (blocks, BLOCK))
     device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])

@@ -72,12 +72,10 @@ def test_team_size(mean, team):
 
 
 def test_long_copies_are_split_without_gap_or_overlap(rng):
-    from numba_swap.copies import Copies
-
     sizes = np.array([5, 4096, 4097, 100_000, 8192], np.uint64)
     starts = np.cumsum(sizes) - sizes
     dst, src = ((starts * np.uint64(2) + np.uint64(base)) for base in (7, 1 << 40))
-    table = _split(Copies(dst, src, sizes), 4096)
+    table = _split((dst, src), sizes, 4096)
     assert table[2].max() <= 4096
     assert len(table[2]) == 1 + 1 + 2 + 25 + 2
     pieces = {}

@@ -5,7 +5,7 @@ import pytest
 from machines import CASES, make_array, random_bytes, read_array
 
 import numba_swap as ns
-from numba_swap import decide, paging
+from numba_swap import decide, side_by_side, staging
 from numba_swap.driver.simulated import Fault
 
 BLOCK = 96
@@ -34,7 +34,8 @@ def model(device, host, page_out, page_in):
 
 @pytest.mark.parametrize("a_piece", [1, 3, 1000])
 def test_as_if_all_were_read_first(case, rng, monkeypatch, a_piece):
-    monkeypatch.setattr(paging, "_STAGED_BYTES", a_piece * BLOCK)
+    monkeypatch.setattr(staging, "_STAGED_BYTES", a_piece * BLOCK)
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", a_piece * BLOCK // 2)
     with case.open() as gpu:
         stream = gpu.stream()
         for _ in range(6):
@@ -53,7 +54,8 @@ def test_as_if_all_were_read_first(case, rng, monkeypatch, a_piece):
 
 @pytest.mark.parametrize("what", ["apart", "refilled slots", "in place", "rotation"])
 def test_kinds_of_exchanges(case, rng, monkeypatch, what):
-    monkeypatch.setattr(paging, "_STAGED_BYTES", 4 * BLOCK)
+    monkeypatch.setattr(staging, "_STAGED_BYTES", 4 * BLOCK)
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", BLOCK)
     n = 16
     slots, blocks = np.arange(n), np.arange(n)
     page_out = np.stack([slots, blocks], axis=1)
@@ -125,7 +127,10 @@ def test_nothing_and_one_direction_only(rng):
         out.wait()
         assert out.decision.direction == ns.Direction.D2H
         assert np.array_equal(host[3], device.copy_to_host()[0])
-        both = ns.exchange(device, host, [[0, 3], [2, 1]], [[0, 3], [2, 1]]).decision
+        rows = [[0, 3], [2, 1]]
+        both = ns.exchange(device, host, rows, rows, mode="kernel").decision
+        assert (both.direction, both.nbytes, both.parts) == (ns.Direction.MIXED, 4 * 64, ())
+        both = ns.exchange(device, host, rows, rows, mode="loop").decision
         assert both.direction == ns.Direction.MIXED
         assert {part.direction for part in both.parts} == {ns.Direction.H2D, ns.Direction.D2H}
         assert both.nbytes == 4 * 64
@@ -181,7 +186,7 @@ def test_captured_exchange_runs_in_order(rng):
 def steps_of(monkeypatch):
     """Every list of steps that is submitted; each is checked for races on the way."""
     lists = []
-    submit = paging.submit_steps
+    submit = staging.submit_steps
 
     def checked(driver, steps, situation, work):
         steps = list(steps)
@@ -189,7 +194,8 @@ def steps_of(monkeypatch):
         check_order(steps)
         submit(driver, steps, situation, work)
 
-    monkeypatch.setattr(paging, "submit_steps", checked)
+    for room in (staging, side_by_side):
+        monkeypatch.setattr(room, "submit_steps", checked)
     return lists
 
 
@@ -222,8 +228,8 @@ def meet(one, one_end, other, other_end):
 def test_no_two_steps_race(monkeypatch, steps_of, seed, mode):
     """Random exchanges in pieces, between pools of which either may lie anywhere."""
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(paging, "_STAGED_BYTES", int(rng.integers(1, 6)) * 4 * BLOCK)
-    monkeypatch.setattr(paging, "_SLICE_BYTES", 4 * BLOCK)
+    monkeypatch.setattr(staging, "_STAGED_BYTES", int(rng.integers(1, 6)) * 4 * BLOCK)
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", int(rng.integers(1, 4)) * BLOCK)
     monkeypatch.setattr(decide, "_FEWEST_BYTES_OF_A_DIRECTION", int(rng.integers(1, 5)) * BLOCK)
     kinds = ["device", "pinned"]
     with ns.simulate() as gpu:
@@ -252,7 +258,7 @@ def test_a_block_read_in_another_lane_of_an_earlier_piece(rng, monkeypatch, step
 
     What goes out takes more with the second, and overwrites what the first reads.
     """
-    monkeypatch.setattr(paging, "_STAGED_BYTES", 2 * BLOCK)
+    monkeypatch.setattr(staging, "_STAGED_BYTES", 2 * BLOCK)
     monkeypatch.setattr(decide, "_FEWEST_BYTES_OF_A_DIRECTION", 3 * BLOCK)
     out = np.array([[0, 8], *([1, block] for block in range(4))])
     into = np.array([[0, 2], [1, 3], [2, 4], [3, 5], [10, 6], [11, 7], [12, 0], [13, 1]])
@@ -268,12 +274,12 @@ def test_a_block_read_in_another_lane_of_an_earlier_piece(rng, monkeypatch, step
 
 def test_two_pieces_of_staging_memory_at_most(rng, monkeypatch, steps_of):
     """More pieces than that go through the same memory, each after the one before has settled."""
-    monkeypatch.setattr(paging, "_STAGED_BYTES", 2 * BLOCK)
+    monkeypatch.setattr(staging, "_STAGED_BYTES", 2 * BLOCK)
     with ns.simulate() as gpu, ns.override(mode="loop"):  # which has no descriptors to allocate
         before = random_bytes(rng, (12, BLOCK)), random_bytes(rng, (24, BLOCK))
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
         slots = np.arange(12)
-        out, into = np.stack([slots, slots], axis=1), np.stack([slots + 12, slots], axis=1)
+        out, into = np.stack([slots, slots], axis=1), np.stack([slots, slots], axis=1)
         allocated = gpu.library.calls["cuMemAlloc"]
         for _ in range(3):
             ns.exchange(device, host, out, into).wait()
@@ -299,7 +305,7 @@ def test_latency_runs_the_directions_one_after_another(rng, steps_of):
 
 def test_an_error_in_the_midst_is_raised_and_all_that_was_submitted_is_tracked(rng, monkeypatch):
     """The fifth copy, of the third step, fails: the first two steps land, in the stream's order."""
-    monkeypatch.setattr(paging, "_STAGED_BYTES", 2 * BLOCK)
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", 2 * BLOCK)
     with ns.simulate() as gpu, ns.override(mode="loop"):
         before = random_bytes(rng, (4, BLOCK)), random_bytes(rng, (8, BLOCK))
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
@@ -309,7 +315,7 @@ def test_an_error_in_the_midst_is_raised_and_all_that_was_submitted_is_tracked(r
         gpu.library.faults.add(Fault("cuMemcpyAsync", 2, call=5))
         before_calls = gpu.library.calls["cuMemcpyAsync"]
         stream = gpu.stream(non_blocking=True)
-        with pytest.raises(ns.DriverCallError, match="OUT_OF_MEMORY at copy 0"):
+        with pytest.raises(ns.DriverCallError, match=r"OUT_OF_MEMORY at copy 0.*page_out\[2\]"):
             plan.run(stream)
         assert gpu.library.calls["cuMemcpyAsync"] == before_calls + 5
         stream.synchronize()
@@ -323,3 +329,69 @@ def test_no_layers_at_all():
     with ns.simulate():
         for rows_of in ([], [[0, 0]]):
             assert ns.exchange([], [], rows_of, rows_of).done()
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "shape"),
+    [(0, (1, 1)), (7, (1, 1)), (8, (2, 1)), (35, (4, 2)), (64, (4, 4)), (1 << 40, (4, 8))],
+)
+def test_strands_and_pieces_are_not_too_small(monkeypatch, nbytes, shape):
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", 4)
+    assert side_by_side._shape(nbytes) == shape
+
+
+@pytest.mark.parametrize(("over", "leader"), [("slots", 2), ("blocks", 1)])
+def test_the_direction_that_is_overwritten_goes_ahead(rng, monkeypatch, steps_of, over, leader):
+    """No memory is taken; every piece waits for the piece that frees its places, and no other."""
+    monkeypatch.setattr(side_by_side, "_PIECES_A_STRAND", 4)
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", BLOCK)
+    ids = np.arange(24)
+    out, into = {
+        "slots": (np.stack([ids, ids[::-1]], axis=1), np.stack([ids + 24, ids[::-1]], axis=1)),
+        "blocks": (np.stack([ids + 24, ids], axis=1), np.stack([ids, ids[::-1]], axis=1)),
+    }[over]
+    with ns.simulate() as gpu:
+        before = random_bytes(rng, (48, BLOCK)), random_bytes(rng, (48, BLOCK))
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        allocated = gpu.library.calls["cuMemAlloc"]
+        ns.exchange(device, host, out, into, mode="loop").wait()
+        assert gpu.library.calls["cuMemAlloc"] == allocated
+        after = model(*before, out, into)
+        assert np.array_equal(device.copy_to_host(), after[0])
+        assert np.array_equal(host, after[1])
+    (steps,) = steps_of
+    assert {step.lane % 3 for step in steps} == {1, 2}
+    leading = [i for i, step in enumerate(steps) if step.lane % 3 == leader]
+    assert [len(steps[i].copies) for i in leading] == ([2] * 4 + [1] * 4) * 2
+    assert all(not steps[i].after for i in leading)
+    assert [step.after for step in steps if step.lane % 3 != leader] == [(i,) for i in leading]
+
+
+def test_a_slot_that_is_read_twice_is_overwritten_after_both(rng, monkeypatch, steps_of):
+    """Whatever strands the two would be in."""
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", BLOCK)
+    out = np.stack([[0, 1, 2, 3, 4, 5, 6, 0], np.arange(8)], axis=1)
+    into = np.stack([np.arange(8, 16), [0, 8, 9, 10, 11, 12, 13, 14]], axis=1)
+    with ns.simulate() as gpu:
+        before = random_bytes(rng, (16, BLOCK)), random_bytes(rng, (16, BLOCK))
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        ns.exchange(device, host, out, into, mode="batch").wait()
+        after = model(*before, out, into)
+        assert np.array_equal(device.copy_to_host(), after[0])
+        assert np.array_equal(host, after[1])
+    assert {step.lane for step in steps_of[0]} == {1, 2}
+
+
+def test_every_strand_of_the_batch_is_one_stream(monkeypatch):
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", 2 << 20)
+    with ns.simulate() as gpu:
+        device = gpu.device_array((128, 1 << 18), np.uint8)
+        host = gpu.pinned_array((256, 1 << 18), np.uint8)
+        ids = np.arange(128) * 37 % 128
+        out, into = np.stack([ids, ids[::-1]], axis=1), np.stack([ids + 128, ids], axis=1)
+        used = []
+        gpu.library.faults.watch("cuMemcpyBatchAsync", lambda *a: used.append((a[-1], a[3])))
+        ns.exchange(device, host, out, into, mode="batch").wait()
+    assert len(used) == 2 * 4 * 4
+    assert len({stream for stream, _ in used}) == 2 * 4
+    assert {count for _, count in used} == {8}

@@ -460,18 +460,18 @@ def test_copies_over_a_bound_are_named_by_their_address():
 
 
 def test_a_row_at_fault_among_many(pools, rng):
-    from numba_swap.plan import _bad_row, read_mapping
+    from numba_swap.plan import Names, _bad_row, read_mapping
 
     with pytest.raises(ns.BadPlanError, match=r"its 8 blocks \(0 to 7\)"):
         ns.plan_blocks(*pools, [[8, 0]])
     targets = rng.permutation(1000)[:200]
     targets[197] = targets[150] = targets[3]
     mapping = read_mapping(np.stack([targets * 0, targets], axis=1))
-    error = _bad_row(mapping, 1, 1000, "")
+    error = _bad_row(mapping, 1, 1000, Names())
     assert error.index == 150
     assert "(first by row 3)" in str(error)
     # Another thread has mended it since it was refused.
-    assert "was changed while it was read" in str(_bad_row(mapping[:10], 1, 1000, ""))
+    assert "was changed while it was read" in str(_bad_row(mapping[:10], 1, 1000, Names()))
 
 
 def test_what_raw_pointers_become(gpu):

@@ -84,7 +84,6 @@ def test_pointers_that_cannot_be_right_leave_the_process_alive(mode):
 
 
 @pytest.mark.gpu
-@pytest.mark.xfail(strict=True, reason="an H200 with driver 580 did not refuse freed memory")
 @pytest.mark.parametrize("mode", MODES)
 def test_freed_memory_is_refused(mode):
     answers = ask_a_child(mode, "freed")

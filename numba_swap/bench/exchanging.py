@@ -11,7 +11,7 @@ import numpy as np
 
 from numba_swap.bench.pools import GIB, Pools
 from numba_swap.bench.rows import Row
-from numba_swap.bench.timing import Samples, measure
+from numba_swap.bench.timing import Samples, measure, measure_in_turn
 from numba_swap.copies import Direction
 from numba_swap.modes import kernel
 from numba_swap.paging import exchange, plan_exchange
@@ -33,10 +33,8 @@ Add = Callable[[Row], None]
 
 
 def measure_exchange(pools: Pools, add: Add, repeats: int) -> None:
-    """Measure `exchange` against both directions of one contiguous copy."""
+    """Measure `exchange` against both directions of one contiguous copy, in turn with it."""
     other_stream = pools.driver.create_stream()
-    ceiling = measure(lambda: pools.copy_both_ways(other_stream), repeats=repeats)
-    best = ceiling.rate(GIB)
     rng = np.random.default_rng(0)
     for size, target in EXCHANGE_TARGETS.items():
         count = EXCHANGE_BYTES // size
@@ -44,33 +42,39 @@ def measure_exchange(pools: Pools, add: Add, repeats: int) -> None:
         device = pools.device[:GIB].reshape(-1, size)
         blocks, slots = rng.permutation(len(host)), rng.permutation(len(device))
         page_out = np.stack([slots[:count], blocks[:count]], axis=1)
-        for words, into in (
-            ("other slots", slots[count : 2 * count]),
-            ("same slots", slots[:count]),
+        others = blocks[count : 2 * count]
+        for words, page_in in (
+            ("other slots", np.stack([others, slots[count : 2 * count]], axis=1)),
+            ("same slots", np.stack([others, slots[:count]], axis=1)),
+            ("in place", page_out[:, ::-1].copy()),
         ):
-            page_in = np.stack([blocks[count : 2 * count], into], axis=1)
             plan = plan_exchange(device, host, page_out, page_in)
-            planned = measure(lambda p=plan: p.run(pools.stream).wait(), repeats=repeats)  # type: ignore[misc]
-            fresh = measure(
-                lambda i=page_in, d=device, h=host, o=page_out: exchange(  # type: ignore[misc]
-                    d, h, o, i, stream=pools.stream
-                ).wait(),
+            samples = measure_in_turn(
+                {
+                    "ceiling": lambda: pools.copy_both_ways(other_stream),
+                    "planned": lambda p=plan: p.run(pools.stream).wait(),  # type: ignore[misc]
+                    "fresh": lambda i=page_in, d=device, h=host, o=page_out: exchange(  # type: ignore[misc]
+                        d, h, o, i, stream=pools.stream
+                    ).wait(),
+                },
                 repeats=repeats,
             )
-            transfer = plan.run(pools.stream)
-            transfer.wait()
-            modes = " and ".join(transfer.decision.modes)
-            details = {
-                "block": size,
-                "bytes": plan.nbytes,
-                "slots": words,
-                "modes": modes,
-                "ceiling_ns": ceiling.raw_ns,
-            }
-            for how, samples, aim in (("planned", planned, target), ("fresh", fresh, None)):
-                name = f"exchange, {size // KIB} KiB blocks, {words}, {how} ({modes})"
-                value = samples.rate(plan.nbytes) / best
-                add(Row(name, value, "ratio", aim, True, {**details, "how": how}, samples))
+            ceiling = samples.pop("ceiling")
+            decision = plan.explain(pools.stream)
+            way = "in pairs" if "pair by pair" in decision.reason else " and ".join(decision.modes)
+            for how, measured in samples.items():
+                name = f"exchange, {size // KIB} KiB blocks, {words}, {how} ({way})"
+                value = measured.rate(plan.nbytes) / ceiling.rate(GIB)
+                details = {
+                    "block": size,
+                    "bytes": plan.nbytes,
+                    "slots": words,
+                    "way": way,
+                    "ceiling_ns": ceiling.raw_ns,
+                    "how": how,
+                }
+                aim = target if how == "planned" and words != "in place" else None
+                add(Row(name, value, "ratio", aim, True, details, measured))
 
 
 def measure_overlap(pools: Pools, add: Add) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 _NS = 1_000_000_000
@@ -60,3 +60,27 @@ def measure(
         elapsed = time.perf_counter_ns() - start
         (samples.warmups_ns if i < warmups else samples.raw_ns).append(elapsed)
     return samples
+
+
+def measure_in_turn(
+    actions: Mapping[str, Callable[[], object]], *, repeats: int, warmups: int = 2
+) -> dict[str, Samples]:
+    """Time several actions round by round, so that what drifts drifts for all of them.
+
+    Parameters
+    ----------
+    actions : mapping of str to callable
+        What is timed, by its name.
+    repeats, warmups : int
+        How many rounds count, and how many come before them.
+    """
+    rounds = [
+        {name: measure(action, repeats=1, warmups=0).raw_ns[0] for name, action in actions.items()}
+        for _ in range(warmups + repeats)
+    ]
+    return {
+        name: Samples(
+            [taken[name] for taken in rounds[:warmups]], [taken[name] for taken in rounds[warmups:]]
+        )
+        for name in actions
+    }

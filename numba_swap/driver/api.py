@@ -96,7 +96,7 @@ class Driver:
         )
         self._query = self.address("cuPointerGetAttributes")
         self.pools = Pools(self)
-        self.kernels: dict[int, int] = {}
+        self.kernels: dict[tuple[int, str], int] = {}
         self.costs: dict[int, Any] = {}
         self.initialized = False
         self._primary_contexts: dict[int, int] = {}

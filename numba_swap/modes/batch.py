@@ -42,8 +42,9 @@ def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight)
     DriverCallError
         If the driver refuses; copies before the failing index were submitted.
     """
-    lane = situation.lane
-    streams = batch_streams(len(copies), copies.nbytes, lane) if situation.may_fork else 1
+    lane, streams = situation.lane, 1
+    if situation.may_fork and not situation.strand:
+        streams = batch_streams(len(copies), copies.nbytes, lane)
     if streams == 1 and not is_legacy(situation.stream):
         _call_in_chunks(driver, copies, [situation.stream])
     else:

@@ -1,12 +1,9 @@
-"""All copies in one launch of a Numba kernel that reaches both sides from the GPU.
-
-Everything that is particular to Numba-CUDA stands here and in the two source modules.
-"""
+"""All copies in one launch of a Numba kernel that reaches both sides from the GPU."""
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +14,9 @@ from numba_swap.driver import abi
 from numba_swap.driver.api import Driver
 from numba_swap.driver.pools import DeviceBuffer, PinnedBuffer
 from numba_swap.in_flight import InFlight
-from numba_swap.memory import Allocation, MemoryKind
+from numba_swap.memory import Addresses, Allocation, MemoryKind
+from numba_swap.modes.kernel_loading import load_kernel, why_not_loaded
 from numba_swap.versions import DriverVersion
-
-if TYPE_CHECKING:
-    from numba_swap.driver.simulated import SimulatedLibrary
 
 # Numba-CUDA 0.30 speaks to the driver through cuda.bindings, which needs 12.0.
 SINCE = DriverVersion(12, 0)
@@ -110,11 +105,7 @@ def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
     obstacle = why_not_in_principle(driver, copies, situation)
     if obstacle is not None:
         return obstacle
-    try:
-        _load(driver, situation.device)
-    except Exception as error:  # whatever a compiler or a loader may raise
-        return f"Numba could not compile or load the kernel ({type(error).__name__}: {error})"
-    return None
+    return why_not_loaded(driver, situation.device, "copy")
 
 
 def why_not_in_principle(driver: Driver, copies: Copies, situation: Situation) -> str | None:
@@ -204,39 +195,91 @@ def _key(device: int, max_blocks: int | None, lane: int) -> tuple[object, ...]:
 
 
 def _prepare(driver: Driver, copies: Copies, situation: Situation) -> Launch:
-    pieces, count, uniform = 1, len(copies), copies.uniform
-    table = copies.buffer
-    if uniform:
-        mean = uniform
-        if uniform > _PIECE_BYTES:
-            pieces = -(-uniform // _PIECE_BYTES)
-            mean = _PIECE_BYTES
-        if table is None:
-            table = _fill_table(driver, np.stack([copies.dst, copies.src]))
-    else:
-        columns = _split(copies, _PIECE_BYTES)
-        count = columns.shape[1]
-        mean = copies.nbytes // count
-        table = _fill_table(driver, columns)
-    team = _team_size(mean)
+    table = tabulate(driver, (copies.dst, copies.src), copies, copies.buffer)
     threads = _LINK_THREADS
-    most_blocks = _LINK_BLOCKS if team == _WARP else _LINK_BLOCKS_FOR_SHORT_COPIES
+    most_blocks = _LINK_BLOCKS if table.team == _WARP else _LINK_BLOCKS_FOR_SHORT_COPIES
     if situation.lane:
         most_blocks = max(most_blocks, _LINK_BLOCKS_BESIDE_ANOTHER)
-    if driver.simulated:
-        threads, most_blocks = _SIMULATED_THREADS, _SIMULATED_BLOCKS
-    elif copies.direction in (Direction.D2D, Direction.MIXED):
+    if copies.direction in (Direction.D2D, Direction.MIXED):
         threads = _DEVICE_THREADS
         most_blocks = _DEVICE_BLOCKS_BESIDE_ANOTHER if situation.lane else 2**31 - 1
+    aligned = int(copies.alignment_bits % _ACCESS_BYTES == 0)
+    function = load_kernel(driver, situation.device, "copy")
+    return make_launch(driver, function, table, threads, most_blocks, aligned, situation)
+
+
+class Table(NamedTuple):
+    """Descriptors in pinned memory, and how teams of threads go through them.
+
+    Attributes
+    ----------
+    buffer : PinnedBuffer
+        The columns of addresses, one after the other, and that of lengths if they differ.
+    rows : int
+        How many there are.
+    size : int
+        Bytes of every copy, or 0.
+    pieces : int
+        How many teams share one copy.
+    team : int
+        Threads of a team.
+    """
+
+    buffer: PinnedBuffer
+    rows: int
+    size: int
+    pieces: int
+    team: int
+
+
+def tabulate(
+    driver: Driver, columns: Sequence[Addresses], copies: Copies, buffer: PinnedBuffer | None = None
+) -> Table:
+    """Make the table of a kernel.
+
+    Parameters
+    ----------
+    driver : Driver
+        Whose pinned memory to take.
+    columns : sequence of ndarray of uint64
+        Addresses.
+    copies : Copies
+        Their lengths count.
+    buffer : PinnedBuffer, optional
+        Where the columns of equally long copies stand already.
+    """
+    uniform = copies.uniform
+    if uniform:
+        pieces = -(-uniform // _PIECE_BYTES)
+        if buffer is None:
+            buffer = _fill_table(driver, columns)
+        return Table(buffer, len(copies), uniform, pieces, _team_size(min(uniform, _PIECE_BYTES)))
+    split = _split(columns, copies.sizes, _PIECE_BYTES)
+    rows = split.shape[1]
+    return Table(_fill_table(driver, list(split)), rows, 0, 1, _team_size(copies.nbytes // rows))
+
+
+def make_launch(
+    driver: Driver,
+    function: int,
+    table: Table,
+    threads: int,
+    most_blocks: int,
+    access: int,
+    situation: Situation,
+) -> Launch:
+    """Make the launch of a kernel over a table; `access` is the kernel's last argument."""
+    buffer, rows, size, pieces, team = table
+    if driver.simulated:
+        threads, most_blocks = _SIMULATED_THREADS, _SIMULATED_BLOCKS
     if situation.max_blocks is not None:
         most_blocks = min(most_blocks, situation.max_blocks)
-    aligned = int(copies.alignment_bits % _ACCESS_BYTES == 0)
     return Launch(
-        _load(driver, situation.device),
-        min(most_blocks, -(-count * pieces * team // threads)),
+        function,
+        min(most_blocks, -(-rows * pieces * team // threads)),
         threads,
-        (table.address, count, uniform, pieces, _PIECE_BYTES, team, aligned),
-        table,
+        (buffer.address, rows, size, pieces, _PIECE_BYTES, team, access),
+        buffer,
         most_blocks,
     )
 
@@ -260,9 +303,11 @@ def _stage(driver: Driver, launch: Launch, situation: Situation, work: InFlight)
     return staged.arguments
 
 
-def _fill_table(driver: Driver, columns: npt.NDArray[np.uint64]) -> PinnedBuffer:
-    buffer = driver.pools.take_buffer(columns.nbytes)
-    buffer.words[: columns.size] = columns.ravel()
+def _fill_table(driver: Driver, columns: Sequence[Addresses]) -> PinnedBuffer:
+    rows = len(columns[0])
+    buffer = driver.pools.take_buffer(8 * rows * len(columns))
+    for i, column in enumerate(columns):
+        buffer.words[i * rows : (i + 1) * rows] = column
     return buffer
 
 
@@ -295,79 +340,16 @@ def _team_size(mean_bytes: int) -> int:
     return min(_WARP, 1 << (max(full, short, 1).bit_length() - 1))
 
 
-def _split(copies: Copies, piece: int) -> npt.NDArray[np.uint64]:
-    """Return the columns with long copies in pieces, so that one team never copies alone."""
-    columns = np.stack([copies.dst, copies.src, copies.sizes])
-    if copies.largest <= piece:
-        return columns
-    pieces = -(-columns[2].astype(np.int64) // piece)
+def _split(columns: Sequence[Addresses], sizes: Addresses, piece: int) -> npt.NDArray[np.uint64]:
+    """Return columns and sizes, long copies in pieces, so that one team never copies alone."""
+    table = np.stack([*columns, sizes])
+    if int(sizes.max(initial=0)) <= piece:
+        return table
+    pieces = -(-sizes.astype(np.int64) // piece)
     rows = np.repeat(np.arange(len(pieces)), pieces)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     offset = (within * piece).astype(np.uint64)
-    split = columns[:, rows]
-    split[:2] += offset
-    split[2] = np.minimum(split[2] - offset, np.uint64(piece))
+    split = table[:, rows]
+    split[:-1] += offset
+    split[-1] = np.minimum(split[-1] - offset, np.uint64(piece))
     return split
-
-
-_load_lock = threading.Lock()
-
-
-def _load(driver: Driver, device: int) -> int:
-    """Compile and load the kernel for a device, once; return the driver's handle of it."""
-    if device not in driver.kernels:
-        with _load_lock, driver.relaxed_capture():
-            if device not in driver.kernels:
-                driver.kernels[device] = (
-                    _register(cast("SimulatedLibrary", driver.library))
-                    if driver.simulated
-                    else _compile(device)
-                )
-    return driver.kernels[device]
-
-
-def _compile(device: int) -> int:
-    """Compile for a GPU with Numba, and return the driver's handle of the function."""
-    from numba import cuda
-
-    from numba_swap.modes import kernel_memory, kernel_source
-
-    if kernel_memory.simulator_active:
-        raise RuntimeError("NUMBA_ENABLE_CUDASIM is set, so Numba simulates kernels here")
-    with cuda.gpus[device]:
-        signature, source = kernel_source.KERNEL_SIGNATURE, kernel_source.copy_kernel
-        try:
-            dispatcher = cuda.jit(signature, cache=True)(source)
-        except RuntimeError:  # neither the installation nor the home directory can be written
-            dispatcher = cuda.jit(signature)(source)
-        (kernel,) = dispatcher.overloads.values()
-        function = kernel._codelibrary.get_cufunc()
-    _keep.append((dispatcher, function))
-    return int(function.handle)
-
-
-_keep: list[Any] = []  # the loaded modules, which live as long as the process
-
-
-# Numba's simulator runs one kernel at a time in a process; drivers that are simulated one after
-# another may have work left at the same time.
-_simulator_lock = threading.Lock()
-
-
-def _register(library: SimulatedLibrary) -> int:
-    """Hand the same source to a simulated driver, run by Numba's CUDA simulator."""
-    from numba.cuda.simulator.kernel import FakeCUDAKernel
-
-    from numba_swap.driver.simulated.memory import SimulatedFailure
-    from numba_swap.modes.kernel_source import python_kernel
-
-    kernel = FakeCUDAKernel(python_kernel(library.memory.check_kernel_access), device=False)
-
-    def run(blocks: int, threads: int, *arguments: int) -> None:
-        try:
-            with _simulator_lock:
-                kernel[blocks, threads](*arguments)
-        except SimulatedFailure:  # raised anew by Numba's simulator, with words for a code
-            raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS) from None
-
-    return library.register_kernel(run, parameters=7)

@@ -79,18 +79,19 @@ def _copy_parts(wide: Any, words8: Any, words4: Any, words1: Any) -> Any:
     return copy
 
 
-def _device_function(function: Any) -> Any:
+def device_function(function: Any) -> Any:
+    """Compile a function into the kernels that call it."""
     return cuda.jit(device=True, inline="always")(function)
 
 
 _load8 = memory.load8
-_copy_aligned = _device_function(_copy_words(memory.load16, memory.store16, 16))
-_copy = _device_function(
+_copy_aligned = device_function(_copy_words(memory.load16, memory.store16, 16))
+_copy = device_function(
     _copy_parts(
-        _device_function(_copy_words(memory.load16, memory.store16, 16)),
-        _device_function(_copy_words(memory.load8, memory.store8, 8)),
-        _device_function(_copy_words(memory.load4, memory.store4, 4)),
-        _device_function(_copy_words(memory.load1, memory.store1, 1)),
+        device_function(_copy_words(memory.load16, memory.store16, 16)),
+        device_function(_copy_words(memory.load8, memory.store8, 8)),
+        device_function(_copy_words(memory.load4, memory.store4, 4)),
+        device_function(_copy_words(memory.load1, memory.store1, 1)),
     )
 )
 
