@@ -3,9 +3,10 @@
 Run by ``scripts/soak``; on a GPU if there is one, else on a simulated driver.
 
 Each thread owns four pools: pinned host memory, two of device memory, and pinned host memory to
-come back to. A round moves blocks from the first to the second, to the third, to the fourth, each
-time with other blocks, sizes, alignments, verbs and modes, in the thread's own streams, in one
-that all threads share, or in Numba's default stream. A copy of all pools that is made by a few
+come back to. A round moves blocks from the first to the second, to the third, to the fourth, and
+exchanges blocks of the third and the fourth, each time with other blocks, sizes, alignments, verbs
+and modes, in the thread's own streams, in one that all threads share, or in Numba's default
+stream. A copy of all pools that is made by a few
 lines of compiled code on the host is what the pools must hold afterwards, the bytes between the
 blocks included.
 """
@@ -28,6 +29,7 @@ import numba_swap as ns
 
 MODES = ["auto", "auto", "batch", "kernel", "loop"]
 VERBS = ["arrays", "layers", "plan", "pointers", "pointers"]
+EXCHANGES = ["apart", "refill", "in place", "any"]
 LARGEST = 1 << 20
 # The most that one step moves, by the longest block: millions of short blocks, but also long ones.
 STEP_BYTES = 8 << 20
@@ -107,11 +109,11 @@ class Worker:
         """Move blocks through all pools, then compare all of them."""
         stream = self.streams[self.rng.integers(len(self.streams))]
         last = None
-        for side in range(3):
+        for side in range(4):
             if last is not None and self.rng.integers(4) == 0:
                 last.wait()  # the next may then run in another stream
                 stream = self.streams[self.rng.integers(len(self.streams))]
-            last = self.step(side, stream)
+            last = self.step(side, stream) if side < 3 else self.exchange(stream)
         last.wait()
         for pool, model in zip(self.pools, self.models, strict=True):
             got = pool.copy_to_host() if hasattr(pool, "copy_to_host") else pool
@@ -133,6 +135,42 @@ class Worker:
         apply(self.models[side + 1], self.models[side], dst_at, src_at, sizes)
         self.counts[f"{verb} {transfer.decision.mode}"] += 1
         self.blocks += len(sizes)
+        self.bytes += transfer.nbytes
+        return transfer
+
+    def exchange(self, stream):
+        """Blocks out of the third pool, and others in from the fourth."""
+        rng = self.rng
+        size = min(int(2 ** rng.uniform(0, 20.01)), self.room // 4)
+        offsets = rng.integers(0, 17, 2)
+        if rng.integers(2):  # so that pairs can be made of them
+            size, offsets = -(-size // 16) * 16, offsets & 16
+        blocks = (self.room - 16) // size
+        count = int(min(MOST_BLOCKS, max(1, STEP_BYTES // size), blocks // 2))
+        slots, places = rng.permutation(blocks), rng.permutation(blocks)
+        out = np.stack([slots[:count], places[:count]], axis=1)
+        kind = EXCHANGES[rng.integers(len(EXCHANGES))]
+        other = min(count, blocks - count)  # as many again, that are not among these
+        into = {
+            "apart": np.stack([places[-other:], slots[-other:]], axis=1),
+            "refill": np.stack([places[-other:], slots[:other]], axis=1),
+            "in place": out[:, ::-1],
+            "any": np.stack([rng.integers(0, blocks, other), rng.permutation(slots)[:other]], 1),
+        }[kind]
+        views = [
+            View(pool, int(offset), size, blocks)
+            for pool, offset in zip(self.pools[2:], offsets, strict=True)
+        ]
+        mode = self.modes[rng.integers(len(self.modes))]
+        transfer = ns.exchange(*views, out, into, stream=stream, mode=mode)
+        device, host = self.models[2], self.models[3]
+        before = host.copy()
+        slot_at, block_at = (lambda ids, at=at: at + ids * size for at in offsets)
+        sizes = np.full(max(count, other), size)
+        apply(host, device, block_at(out[:, 1]), slot_at(out[:, 0]), sizes[:count])
+        apply(device, before, slot_at(into[:, 1]), block_at(into[:, 0]), sizes[: len(into)])
+        self.counts[f"exchange {transfer.decision.mode}"] += 1
+        self.blocks += count + len(into)
         self.bytes += transfer.nbytes
         return transfer
 
