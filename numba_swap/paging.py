@@ -64,7 +64,7 @@ def exchange(
     Returns
     -------
     Transfer
-        One for both directions. The parts of its decision are those of the two.
+        One for both directions.
 
     Raises
     ------
@@ -79,10 +79,12 @@ def exchange(
     A slot of `device` that is read and overwritten is no conflict, nor is a block of `host`.
 
     Where a kernel can reach both pools, and no row meets more than one row of the other direction
-    (what comes into a slot may replace what goes out of it, and take the place in `host` that this
-    leaves for it), one kernel makes the copies pair by pair: every thread reads what goes out and
-    what comes in before it writes either. This needs no memory, no other streams, and uses both
-    directions of the link all the time. Rows without a counterpart follow in the same stream.
+    (what comes into a slot may replace what goes out of it, and come from where that goes to), one
+    kernel can make the copies pair by pair: every thread reads what goes out and what comes in
+    before it writes either. This needs no memory and no other streams, and uses both directions of
+    the link all the time. Rows without a counterpart follow in the same stream. It is done where it
+    is predicted to be faster, which is so for blocks of up to about 64 KiB, and always in mode
+    ``"kernel"``.
 
     Otherwise both directions run side by side, in private streams. If one of them overwrites what
     the other one reads, the other goes ahead, piece by piece. If each overwrites what the other
@@ -290,9 +292,7 @@ class ExchangePlan:
             note = f"forced by {apart.forced_by}; {words}"
         else:
             modes = " and ".join(apart.modes)
-            note = (
-                f"predicted: {words}, each direction by itself ({modes}) {in_words(_time(apart))}"
-            )
+            note = f"predicted: {words}, side by side ({modes}) {in_words(apart_us)}"
         decision = apart._replace(
             mode=Mode.KERNEL,
             direction=Direction.MIXED,
