@@ -58,6 +58,8 @@ class Copies:
         All addresses and lengths or-ed, if known: low bits that are 0 here are 0 in all of them.
     origin : Origin, optional
         What `describe` tells, and the user's rows behind each copy.
+    mergeable : bool, optional
+        Whether some may still have neighbours that continue them.
 
     Attributes
     ----------
@@ -86,12 +88,14 @@ class Copies:
         buffer: PinnedBuffer | None = None,
         alignment_bits: int | None = None,
         origin: Origin | None = None,
+        mergeable: bool = False,
     ) -> None:
         self.dst = dst
         self.src = src
         self.sources = sources
         self.destinations = destinations
         self.origin: Origin = Described(describe) if origin is None else origin
+        self.mergeable = mergeable
         self.owners = owners
         self.producer_streams = producer_streams
         self.buffer = buffer
@@ -256,6 +260,7 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
         producer_streams=tuple(
             dict.fromkeys(stream for part in parts for stream in part.producer_streams)
         ),
+        mergeable=any(part.mergeable for part in parts),
     )
 
 

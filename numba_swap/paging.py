@@ -17,11 +17,13 @@ from numba_swap.costs import load_of
 from numba_swap.decide import How
 from numba_swap.dispatch import Decision, Situation, in_words, predict_apart, predict_pairs
 from numba_swap.driver.current import current_driver
+from numba_swap.errors import DriverCallError
 from numba_swap.in_flight import InFlight
 from numba_swap.modes import paired
 from numba_swap.pairs import Pairs, pair_rows, paired_as_they_stand
+from numba_swap.parts import Rows
 from numba_swap.plan import read_mapping
-from numba_swap.pool_pair import PoolPair, Rows
+from numba_swap.pool_pair import PoolPair
 from numba_swap.settings import Mode, Policy
 from numba_swap.side_by_side import Planned, SideBySide
 from numba_swap.staging import Staged, conflicts, side_by_side
@@ -71,8 +73,8 @@ def exchange(
     BadPlanError
         As for `numba_swap.plan_blocks`; or the two pools share memory. Nothing was copied.
     NumbaSwapError
-        As for `numba_swap.CopyPlan.run`. A failure for want of device memory comes before any
-        byte moves; what a later one says of copies submitted holds for its own step.
+        As for `numba_swap.CopyPlan.run`. An error that comes after some steps says how many were
+        submitted; what else it says of copies submitted holds for its own step.
 
     Notes
     -----
@@ -88,12 +90,12 @@ def exchange(
 
     Otherwise both directions run side by side, in private streams. If one of them overwrites what
     the other one reads, the other goes ahead, piece by piece. If each overwrites what the other
-    reads, what comes into a slot that is still to be read is staged in device memory, up to 128 MiB
-    of it, until what is in the slot has left; where rows depend on each other in a way that no
-    order of pieces resolves (a block goes out to where a later one comes from), all that comes in
-    is staged at once, which needs as much device memory. A plan keeps the memory for its later
-    runs. In a stream that is being captured, and with policy ``"latency"``, the directions then run
-    one after another.
+    reads, what comes into a slot that is still to be read is staged in device memory until what is
+    in the slot has left: in two pieces of 64 MiB, or of one block if that is longer. Where rows
+    depend on each other in a way that no order of pieces resolves (a block goes out to where a
+    later one comes from), all that comes in is staged at once, which needs as much device memory,
+    rounded up to a power of two. A plan keeps the memory for its later runs. In a stream that is
+    being captured, and with policy ``"latency"``, the directions then run one after another.
     """
     plan = plan_exchange(device, host, page_out, page_in, block_axis=block_axis)
     return plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
@@ -122,11 +124,13 @@ def plan_exchange(
     driver = current_driver()
     driver.current_context()
     pools = PoolPair(driver, device, host, block_axis)
-    rows = read_mapping(page_out, "page_out"), read_mapping(page_in, "page_in")
+    # Copied, for they are read again when it is decided how to run.
+    rows = read_mapping(page_out, "page_out").copy(), read_mapping(page_in, "page_in").copy()
     # In the order of the rows, so that what goes out and what comes in can be paired.
     out, into = pools.plan_out(rows[0]), pools.plan_in(rows[1])
     pools.check_apart(out, into)
-    if not pools.views:  # of no layers nothing is copied, whatever the rows
+    pools.check_layers(out, into)
+    if not pools.layers:  # of no layers nothing is copied, whatever the rows
         rows = rows[0][:0], rows[1][:0]
     return ExchangePlan(Planned(pools, (out, into), rows))
 
@@ -239,7 +243,10 @@ class ExchangePlan:
             for copies in in_pairs.alone:
                 choice = decide.decide(driver, copies, situation, how.mode)
                 work.hold(copies)
-                decide.submit(driver, copies, situation, choice, work)
+                try:
+                    decide.submit(driver, copies, situation, choice, work)
+                except DriverCallError as error:
+                    raise error.in_part(1) from None  # the pairs were submitted
 
         holds = (pools.device, pools.host, how.stream, self)
         return decide.track(driver, situation, decision, holds, enqueue)
@@ -258,7 +265,8 @@ class ExchangePlan:
         driver, (out, into) = self._driver, self._copies
         both = bool(len(out) and len(into))
         beside = situation._replace(duplex=both and situation.may_fork)
-        choices = [decide.decide(driver, copies, beside, how.mode) for copies in self._copies]
+        merged = self._planned.merged
+        choices = [decide.decide(driver, copies, beside, how.mode) for copies in merged]
         apart = _join_decisions([choice.decision for choice in choices], at_once=situation.may_fork)
         if not both or (apart.forced and apart.mode is not Mode.KERNEL):
             return apart, None
@@ -311,10 +319,10 @@ class ExchangePlan:
     def _in_pairs(self) -> _InPairs | None:
         """The rows in pairs, and those that are left over; None if they cannot be paired."""
         pools, (out_rows, in_rows) = self._planned.pools, self._planned.rows
-        if pools.tangled:
+        if pools.tangled or not pools.same_runs:
             return None
         arguments = out_rows, in_rows, *pools.blocks
-        if paired_as_they_stand(*arguments):
+        if pools.same_order and paired_as_they_stand(*arguments):
             return _InPairs(Pairs(*self._copies), ())
         pairing = pair_rows(*arguments)
         if pairing is None:
@@ -332,7 +340,8 @@ class ExchangePlan:
             out = take(out, going, len(out_rows))
         elif len(pairing.alone):
             alone = (take(into, pairing.alone, len(in_rows)),)
-        into = take(into, pairing.partner[going], len(in_rows))
+        coming = pools.runs_of(pairing.partner[going], len(in_rows), as_out=True)
+        into = parts.take(into, coming)
         return _InPairs(Pairs(out, into), alone)
 
     @cached_property

@@ -95,12 +95,17 @@ def take(
         origin=PartOrigin(
             copies.origin, range(rows.start, rows.stop) if isinstance(rows, slice) else rows
         ),
+        mergeable=copies.mergeable,
     )
 
 
 def merged(copies: Copies) -> Copies:
     """Return the copies with neighbours merged; the same, if there are none."""
-    inner = [a.start for side in (copies.sources, copies.destinations) for a in side[1:]]
+    if not copies.mergeable:
+        return copies
+    sides = (copies.sources, copies.destinations)
+    # Of several layers, the first allocation need not be the lowest.
+    inner = [a.start for side in sides if len(side) > 1 for a in side]
     size = copies.uniform or copies.sizes
     columns, first = merge(copies.dst, copies.src, size, np.array(inner, dtype=np.uint64))
     if first is None:
@@ -111,7 +116,7 @@ def merged(copies: Copies) -> Copies:
         copies.destinations,
         owners=copies.owners,
         producer_streams=copies.producer_streams,
-        origin=PartOrigin(copies.origin, first),
+        origin=_MergedOrigin(copies.origin, first, len(copies)),
     )
 
 
@@ -131,4 +136,29 @@ class PartOrigin(NamedTuple):
 
     def rows(self, count: int) -> Sequence[int] | None:
         """Return nothing: what runs beside may have written other rows."""
+        return None
+
+
+class _MergedOrigin(NamedTuple):
+    """Copies of a plan, several of which may have become one."""
+
+    origin: Origin
+    first: Rows
+    total: int
+
+    def describe(self, index: int, offset: int | None = None) -> str:
+        """Describe the first of them, and say how many follow."""
+        start, *following = self.first[index : index + 2].tolist()
+        more = (following[0] if following else self.total) - start - 1
+        words = self.origin.describe(start, offset)
+        if offset is not None or not more:
+            return words
+        return f"{words}, merged with the {more} {'copy' if more == 1 else 'copies'} after it"
+
+    def row(self, index: int, offset: int = 0) -> int | None:
+        """Return the row that the origin of the first tells."""
+        return self.origin.row(int(self.first[index]), offset)
+
+    def rows(self, count: int) -> Sequence[int] | None:
+        """Return nothing, as `PartOrigin` does."""
         return None

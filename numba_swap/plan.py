@@ -109,7 +109,7 @@ def plan_array_blocks(
                 names._replace(layer=f" of layer {i}"),
                 in_order,
             )
-            for i, pair in enumerate(_pair_layers(src, dst, names))
+            for i, pair in enumerate(pair_layers(src, dst, names))
         ]
     copies = concatenate([layer.copies for layer in layers])
     if _arrays_meet(layers):
@@ -133,7 +133,14 @@ class _Layer(NamedTuple):
     one_pool: bool = False  # both sides have the very same blocks, which share no bytes
 
 
-def _pair_layers(src: Any, dst: Any, names: Names) -> list[tuple[Any, Any]]:
+def pair_layers(src: Any, dst: Any, names: Names) -> list[tuple[Any, Any]]:
+    """Return the layers of both sides.
+
+    Raises
+    ------
+    BadPlanError
+        If they are not equally many.
+    """
     many = [isinstance(side, (list, tuple)) for side in (src, dst)]
     if many != [True, True] or len(src) != len(dst):
         lengths = [len(side) if isinstance(side, (list, tuple)) else "one" for side in (src, dst)]
@@ -171,7 +178,7 @@ def _plan_layer(
     in_order: bool,
 ) -> _Layer:
     source, destination = view_array(src, names.source), view_array(dst, names.destination)
-    if destination.readonly:
+    if destination.readonly and len(mapping):
         raise BadPlanError(f"{names.destination} is read-only, so it cannot be a destination")
     layout = match_blocks(source, destination, block_axis, names.both)
     rows = len(mapping)
@@ -193,12 +200,11 @@ def _plan_layer(
                 "was it freed, or does it belong to a simulation that has ended?"
             )
     contiguous = len(layout.src_offsets) == 1
-    mergeable = contiguous and not in_order
     native = compiled()
     buffer = driver.pools.take_buffer(16 * rows)
     dst_column, src_column = buffer.words[:rows], buffer.words[rows : 2 * rows]
     grouped_by = -1
-    if mergeable and layout.dst_step and may_be_grouped(rows, layout.run_bytes):
+    if contiguous and not in_order and layout.dst_step and may_be_grouped(rows, layout.run_bytes):
         grouped_by = _column_to_group(sources, src_span, destinations, dst_span)
     found = native.place_rows(
         mapping,
@@ -208,7 +214,7 @@ def _plan_layer(
         destination.address,
         layout.dst_step,
         layout.dst_blocks,
-        layout.run_bytes if mergeable else 0,
+        layout.run_bytes if contiguous else 0,
         grouped_by,
         dst_column,
         src_column,
@@ -221,7 +227,7 @@ def _plan_layer(
     first = None
     kept: PinnedBuffer | None = buffer
     bounds = _inner_bounds(sources, destinations)
-    if found or not contiguous:
+    if not contiguous or (found and not in_order):
         dst_column = _expand(dst_column, layout.dst_offsets)
         src_column = _expand(src_column, layout.src_offsets)
         kept = None
@@ -259,6 +265,7 @@ def _plan_layer(
         buffer=kept,
         alignment_bits=layout.alignment_bits | source.address | destination.address,
         origin=origin,
+        mergeable=in_order and (bool(found) or not contiguous),
     )
     one_pool = (
         not layout.tangled

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from numba_swap.blocks import match_blocks
 from numba_swap.copies import Copies
@@ -14,9 +14,8 @@ from numba_swap.driver.api import Driver
 from numba_swap.errors import BadPlanError
 from numba_swap.integers import Integers
 from numba_swap.memory import view_array
-from numba_swap.plan import Names, plan_array_blocks
-
-Rows: TypeAlias = npt.NDArray[np.intp]
+from numba_swap.parts import Rows
+from numba_swap.plan import Names, pair_layers, plan_array_blocks
 
 _OUT = Names("page_out", "device", "host")
 _IN = Names("page_in", "host", "device")
@@ -30,23 +29,40 @@ class PoolPair:
         self.device = device
         self.host = host
         self.block_axis = block_axis
-        fronts = device if isinstance(device, (list, tuple)) else (device,)
-        backs = host if isinstance(host, (list, tuple)) else (host,)
-        self.views = [view_array(array, "device") for array in fronts]
+        if isinstance(device, (list, tuple)) or isinstance(host, (list, tuple)):
+            layers = pair_layers(device, host, _OUT)
+        else:
+            layers = [(device, host)]
         layouts = []
         self._spans: list[tuple[tuple[int, int], tuple[int, int]]] = []
-        # Unequal numbers of layers are refused, with a better message, by `plan_array_blocks`.
-        for view, array in zip(self.views, backs, strict=False):
-            back = view_array(array, "host")
+        self.layers = len(layers)
+        for array, other in layers:
+            view, back = view_array(array, "device"), view_array(other, "host")
             layout = match_blocks(view, back, block_axis, "device and host")
             layouts.append(layout)
             ends = ((view.address, layout.src_extent), (back.address, layout.dst_extent))
-            front, other = ((at + low, at + high) for at, (low, high) in ends)
-            self._spans.append((front, other))
+            front, rear = ((at + low, at + high) for at, (low, high) in ends)
+            self._spans.append((front, rear))
             layouts.append(match_blocks(back, view, block_axis, "host and device"))
         # How many runs a block of each layer has; none if blocks are empty.
         self._runs = [len(a.src_offsets) if a.run_bytes else 0 for a in layouts[::2]]
         self.one_run = self._runs == [1]
+        # Runs go in the order of their destinations, which may not be the same in both directions:
+        # where each run of what goes out stands among those of what comes in.
+        self._counterparts = [
+            np.argsort(into.dst_offsets)[np.argsort(np.argsort(out.src_offsets))][:runs]
+            for out, into, runs in zip(layouts[::2], layouts[1::2], self._runs, strict=True)
+        ]
+        self.same_order = all(
+            np.array_equal(runs, np.arange(len(runs))) for runs in self._counterparts
+        )
+        # Blocks are cut into runs where both pools are contiguous, whichever is the source.
+        self.same_runs = all(
+            out.run_bytes == into.run_bytes
+            and np.array_equal(out.src_offsets[: len(runs)], into.dst_offsets[runs])
+            and np.array_equal(out.dst_offsets[: len(runs)], into.src_offsets[runs])
+            for out, into, runs in zip(layouts[::2], layouts[1::2], self._counterparts, strict=True)
+        )
         self.tangled = any(layout.tangled for layout in layouts)
         # How many blocks the largest layer has, of the device and of the host.
         self.blocks = (
@@ -87,6 +103,23 @@ class PoolPair:
                 "pools apart from each other; within one array, use swap_blocks"
             )
 
+    def check_layers(self, out: Copies, into: Copies) -> None:
+        """Note whether layers of one pool share bytes: then ids do not tell which rows meet."""
+        for side, (some, others) in enumerate(((out.src, into.dst), (out.dst, into.src))):
+            spans = sorted(ends[side] for ends in self._spans)
+            if all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans)):
+                continue
+            begins, ends = _intervals([(some, out.sizes), (others, into.sizes)])
+            layers = np.concatenate([self._layers_of(out), self._layers_of(into)])
+            order = np.argsort(begins)
+            begins, ends, owner = begins[order], ends[order], layers[order]
+            same = (begins[1:] == begins[:-1]) & (owner[1:] == owner[:-1])
+            self.tangled |= bool(((begins[1:] < ends[:-1]) & ~same).any())
+
+    def _layers_of(self, copies: Copies) -> Rows:
+        rows = len(copies) // max(1, sum(self._runs))
+        return np.repeat(np.arange(len(self._runs)), np.multiply(self._runs, rows))
+
     def plan_out(self, rows: Integers) -> Copies:
         """Return the copies of rows that go out: in order, one of every run of every block."""
         return self._plan(self.device, self.host, rows, _OUT)
@@ -98,7 +131,7 @@ class PoolPair:
     def _plan(self, src: Any, dst: Any, rows: Integers, names: Names) -> Copies:
         return plan_array_blocks(self.driver, src, dst, rows, self.block_axis, names, in_order=True)
 
-    def runs_of(self, rows: Rows, count: int) -> Rows:
+    def runs_of(self, rows: Rows, count: int, *, as_out: bool = False) -> Rows:
         """Return where the copies of some rows stand among those of `count` rows.
 
         Parameters
@@ -107,12 +140,15 @@ class PoolPair:
             Indices of rows.
         count : int
             How many rows `plan_out` or `plan_in` was given.
+        as_out : bool, optional
+            Return the runs of what comes in, in the order of those of what goes out.
         """
         if self.one_run:
             return rows
         found, before = [], 0
-        for runs in self._runs:
-            found.append((before + rows[:, None] * runs + np.arange(runs)).ravel())
+        for runs, counterparts in zip(self._runs, self._counterparts, strict=True):
+            which = counterparts if as_out else np.arange(runs)
+            found.append((before + rows[:, None] * runs + which).ravel())
             before += count * runs
         return np.concatenate(found)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ LANES = (2, 1)
 LANES_A_PART = 3
 
 # The copy engines get each direction in four strands, streams that nothing joins before the end,
-# and each strand in four pieces, none of them too small for what it takes to submit it. On an H200
+# and each strand in eight pieces, none of them too small for what it takes to submit it. On an H200
 # this reached 1.00 of what the link does in both directions (256 KiB blocks), and 0.95 where
 # one direction follows the other into the same slots. Streams that are joined after every piece
 # reached 0.86 and 0.77 beside it.
@@ -41,7 +42,7 @@ _PIECES_A_STRAND = 8
 _SMALLEST_PIECE_BYTES = 2 << 20
 
 
-class Planned(NamedTuple):
+class Planned:
     """An exchange as it was checked.
 
     Attributes
@@ -54,9 +55,18 @@ class Planned(NamedTuple):
         What they came from.
     """
 
-    pools: PoolPair
-    copies: tuple[Copies, Copies]
-    rows: tuple[Integers, Integers]
+    def __init__(
+        self, pools: PoolPair, copies: tuple[Copies, Copies], rows: tuple[Integers, Integers]
+    ) -> None:
+        self.pools = pools
+        self.copies = copies
+        self.rows = rows
+
+    @cached_property
+    def merged(self) -> tuple[Copies, Copies]:
+        """What goes out and what comes in, neighbours merged."""
+        out, into = self.copies
+        return merged(out), merged(into)
 
     def runs(self, side: int, rows: Any) -> npt.NDArray[np.intp]:
         """Return which copies are those of the rows that are marked."""
@@ -65,7 +75,7 @@ class Planned(NamedTuple):
     def chosen(self, side: int, rows: Any) -> Copies:
         """Return the copies of the rows that are marked, neighbours merged."""
         if rows.all():
-            return merged(self.copies[side])
+            return self.merged[side]
         return merged(take(self.copies[side], self.runs(side, rows))) if rows.any() else no_copies()
 
     def in_cells(
@@ -80,7 +90,6 @@ class Planned(NamedTuple):
             # Sorted by so small numbers in linear time.
             rows = np.argsort(cells.astype(np.int16), kind="stable")
             copies = take(copies, self.pools.runs_of(rows, len(cells)))
-        neighbours = merged(copies) is not copies
         ends = np.cumsum(np.bincount(cells, minlength=count))
 
         def of(cell: int) -> Copies:
@@ -89,7 +98,7 @@ class Planned(NamedTuple):
                 some = take(copies, slice(begin, end))
             else:
                 some = take(copies, self.pools.runs_of(np.arange(begin, end), len(cells)))
-            return merged(some) if neighbours else some
+            return merged(some)
 
         return of
 
@@ -161,7 +170,7 @@ class SideBySide:
         if leader is not None and np.count_nonzero(read) < len(rows[leader]):
             strands = 1  # a place that is read twice is free when both have, in whatever strands
         self._grid = strands, pieces
-        cells = [_spread(len(rows[side]), strands * pieces) for side in (OUT, IN)]
+        cells = [spread(len(rows[side]), strands * pieces) for side in (OUT, IN)]
         if leader is not None:
             # A place is free when its last reader has it: of equal indices the last one counts.
             free_after = np.full(len(read), -1)
@@ -187,7 +196,7 @@ class SideBySide:
         """Yield steps for one stream, one direction after the other."""
         numbered = Numbered(self._planned.pools.driver)
         for side in self._order:
-            copies = merged(self._planned.copies[side])
+            copies = self._planned.merged[side]
             yield from numbered.steps(copies, LANES[side], situation, how.mode).values()
 
     def _first_time(
@@ -224,7 +233,7 @@ class SideBySide:
     def _mode(self, side: int, situation: Situation, how: How) -> Mode | None:
         """Return the mode for all of a direction; None if it runs in parts."""
         planned = self._planned
-        choice = decide.decide(planned.pools.driver, planned.copies[side], situation, how.mode)
+        choice = decide.decide(planned.pools.driver, planned.merged[side], situation, how.mode)
         return None if choice.parts else choice.decision.mode
 
 
@@ -235,7 +244,7 @@ def _shape(nbytes: int) -> tuple[int, int]:
     return strands, min(_PIECES_A_STRAND, steps // strands)
 
 
-def _spread(rows: int, cells: int) -> npt.NDArray[np.int64]:
+def spread(rows: int, cells: int) -> npt.NDArray[np.int64]:
     """Return the cell of each row: equally many successive rows have the same one."""
     return np.arange(rows, dtype=np.int64) * cells // max(1, rows)
 

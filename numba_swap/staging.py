@@ -20,7 +20,7 @@ from numba_swap.integers import Integers
 from numba_swap.lanes import Step, submit_steps
 from numba_swap.memory import Addresses, Allocation, MemoryKind
 from numba_swap.parts import PartOrigin, merged
-from numba_swap.side_by_side import IN, LANES, OUT, Numbered, Planned, SideBySide, marked
+from numba_swap.side_by_side import IN, LANES, OUT, Numbered, Planned, SideBySide, marked, spread
 
 # What is staged goes in pieces of so many bytes, of which two are under way: on an H200 64 MiB did
 # as well as or better than 4 and 16, for what the host has to do for each piece.
@@ -33,7 +33,9 @@ _SETTLE_LANE = 3
 def conflicts(planned: Planned) -> tuple[bool, bool]:
     """Whether what comes in overwrites what goes out, and the other way round."""
     pools, (out_rows, in_rows) = planned.pools, planned.rows
-    if pools.tangled:  # blocks may share bytes with their neighbours
+    if not (len(out_rows) and len(in_rows)):
+        return False, False
+    if pools.tangled:  # blocks may share bytes with others
         return True, True
     slots, blocks = pools.blocks
     over_slots = marked(slots, out_rows[:, 0])[in_rows[:, 1]].any()
@@ -138,6 +140,7 @@ class Staged:
                         destinations,
                         # Device memory begins at a multiple of 256, lengths are among the bits.
                         alignment_bits=into.alignment_bits,
+                        mergeable=into.mergeable,
                         origin=PartOrigin(into.origin, runs),
                     )
                 )
@@ -185,12 +188,12 @@ def order_rows(planned: Planned) -> Order:
     pieces = -(-count // a_piece)
     if pieces <= 1:
         return alone
-    in_piece = _spread(len(in_rows), pieces)
+    in_piece = spread(len(in_rows), pieces)
     in_piece[staged] = np.arange(count) // a_piece
     # What goes out of a slot leaves in the piece in which something comes into it.
     of_slot = np.full(slots, -1)
     of_slot[in_rows[staged, 1]] = in_piece[staged]
-    out_piece = _spread(len(out_rows), pieces)
+    out_piece = spread(len(out_rows), pieces)
     out_piece = np.where(of_slot[out_rows[:, 0]] >= 0, of_slot[out_rows[:, 0]], out_piece)
     # Several may read one block: the last one counts.
     of_block = np.full(blocks, -1)
@@ -198,10 +201,6 @@ def order_rows(planned: Planned) -> Order:
     if (of_block[out_rows[:, 1]] > out_piece).any():
         return alone
     return Order(pieces, out_piece, in_piece, staged)
-
-
-def _spread(rows: int, pieces: int) -> Integers:
-    return np.arange(rows, dtype=np.int64) * pieces // max(1, rows)
 
 
 class _Stage:

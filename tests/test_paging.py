@@ -395,3 +395,75 @@ def test_every_strand_of_the_batch_is_one_stream(monkeypatch):
     assert len(used) == 2 * 4 * 4
     assert len({stream for stream, _ in used}) == 2 * 4
     assert {count for _, count in used} == {8}
+
+
+def test_one_direction_of_overlapping_blocks_is_not_staged(rng):
+    with ns.simulate() as gpu:
+        content = random_bytes(rng, (96,))
+        flat, host = make_array(gpu, "device", content), gpu.pinned_array((4, 16), np.uint8)
+
+        class Window:
+            __cuda_array_interface__ = {  # noqa: RUF012
+                **flat.__cuda_array_interface__,
+                "shape": (10, 16),
+                "strides": (8, 1),
+            }
+
+        for mode in ("loop", "batch", "kernel"):
+            host[:] = 0
+            allocated = gpu.library.calls["cuMemAlloc"]
+            ns.exchange(Window(), host, [[0, 0], [1, 2]], [], mode=mode).wait()
+            assert gpu.library.calls["cuMemAlloc"] == allocated
+            assert np.array_equal(host[[0, 2]], [content[:16], content[8:24]])
+
+
+def test_neighbours_are_decided_on_as_they_run(rng):
+    with ns.simulate() as gpu:
+        before = random_bytes(rng, (8192, 512)), random_bytes(rng, (8192, 512))
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        ids = np.arange(4096)
+        out, into = np.stack([ids, ids], axis=1), np.stack([ids + 4096, ids + 4096], axis=1)
+        plan = ns.plan_exchange(device, host, out, into)
+        assert len(plan) == 2 * 4096
+        transfer = plan.run()
+        transfer.wait()
+        assert transfer.decision.copies == 2
+        assert transfer.decision == plan.explain()
+        after = model(*before, out, into)
+        assert np.array_equal(device.copy_to_host(), after[0])
+        assert np.array_equal(host, after[1])
+
+
+def test_errors_of_merged_copies_tell_how_many(rng):
+    with ns.simulate() as gpu:
+        device, host = gpu.device_array((8, 64), np.uint8), gpu.pinned_array((8, 64), np.uint8)
+        rows = [[0, 0], [1, 1], [2, 2], [5, 7]]
+        plan = ns.plan_exchange(device, host, rows, [[4, 4]])
+        for call, words in (
+            (1, r"page_out\[0\] .*, merged with the 2 copies after it"),
+            (2, r"\[3\]"),
+        ):
+            gpu.library.faults.clear()
+            gpu.library.faults.add(Fault("cuMemcpyAsync", 2, call=call))
+            with pytest.raises(ns.DriverCallError, match=words) as error:
+                plan.run(mode="loop")
+            assert ("merged" in str(error.value)) == (call == 1)
+
+
+def test_layers_against_one_array_are_refused_as_such(rng):
+    with ns.simulate() as gpu:
+        layer, stacked = gpu.device_array((4, 8), np.uint8), gpu.pinned_array((2, 4, 8), np.uint8)
+        for pools in (([layer, layer], stacked), (layer, [stacked]), ([layer], [stacked] * 2)):
+            with pytest.raises(ns.BadPlanError, match="device and host must be one array each or"):
+                ns.exchange(*pools, [[0, 0]], [])
+
+
+def test_a_read_only_pool_may_be_read(rng):
+    with ns.simulate() as gpu:
+        device, content = gpu.device_array((4, 64), np.uint8), random_bytes(rng, (4, 64))
+        host = make_array(gpu, "pinned", content)
+        host.flags.writeable = False
+        ns.exchange(device, host, [], [[1, 0]]).wait()
+        assert np.array_equal(device.copy_to_host()[0], content[1])
+        with pytest.raises(ns.BadPlanError, match="host is read-only"):
+            ns.exchange(device, host, [[0, 0]], [[1, 0]])

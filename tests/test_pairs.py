@@ -169,6 +169,80 @@ def test_layers_of_different_blocks_in_several_runs(machine, rng):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("rows", [[[2, 0], [3, 1]], [[3, 1], [2, 0]], [[2, 0], [3, 1], [4, 2]]])
+def test_runs_in_another_order_at_the_other_side(machine, rows, rng):
+    """Each direction sorts its runs by its own destination."""
+    with machine.open() as gpu:
+        before = random_bytes(rng, (4, 4, 5), np.uint32), random_bytes(rng, (6, 5, 4), np.uint32)
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        turned = host.transpose(0, 2, 1)
+        out = [[0, 0], [1, 1]]
+        transfer = ns.exchange(device, turned, out, rows, mode="kernel")
+        transfer.wait()
+        assert "pair by pair" in transfer.decision.reason
+        after = model(before[0], before[1].transpose(0, 2, 1), out, rows)
+        assert np.array_equal(read_array(gpu, device), after[0])
+        assert np.array_equal(read_array(gpu, turned), after[1])
+
+
+@pytest.mark.parametrize("mode", ["kernel", "batch", "loop"])
+def test_layers_that_share_bytes(mode, rng):
+    """Slot 2 of the first layer is slot 0 of the second: ids do not tell that they meet."""
+    with ns.simulate() as gpu:
+        front, backs = random_bytes(rng, (10, 64)), [random_bytes(rng, (8, 64)) for _ in range(2)]
+        device = make_array(gpu, "device", front)
+        hosts = [make_array(gpu, "pinned", back) for back in backs]
+        layers = [device[0:8], device[2:10]]
+        plan = ns.plan_exchange(layers, hosts, [[2, 5]], [[0, 0]])
+        assert "pair by pair" not in plan.explain(mode=mode).reason
+        plan.run(mode=mode).wait()
+        assert np.array_equal(hosts[0][5], front[2])
+        assert np.array_equal(hosts[1][5], front[4])
+        after = front.copy()
+        after[0], after[2] = backs[0][0], backs[1][0]
+        assert np.array_equal(device.copy_to_host(), after)
+
+
+def test_interleaved_layers_that_share_nothing_go_in_pairs(rng):
+    with ns.simulate() as gpu:
+        before = random_bytes(rng, (8, 2, 64)), random_bytes(rng, (8, 2, 64))
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        layers = [[pool[:, i] for i in range(2)] for pool in (device, host)]
+        transfer = ns.exchange(*layers, *ROWS, mode="kernel")
+        transfer.wait()
+        assert "pair by pair" in transfer.decision.reason
+        after = model(*before, *ROWS)
+        assert np.array_equal(device.copy_to_host(), after[0])
+        assert np.array_equal(host, after[1])
+
+
+@pytest.mark.parametrize("mode", ["kernel", "loop"])
+def test_rows_may_be_changed_after_planning(mode, rng):
+    with ns.simulate() as gpu:
+        device, host, *before = pools(gpu, rng)
+        rows = [np.array(some) for some in ROWS]
+        plan = ns.plan_exchange(device, host, *rows)
+        for some in rows:
+            some[:] = [[3, 1], [1, 3]]
+        plan.run(mode=mode).wait()
+        after = model(*before, *ROWS)
+        assert np.array_equal(read_array(gpu, device), after[0])
+        assert np.array_equal(host, after[1])
+
+
+def test_an_error_after_the_pairs_does_not_deny_them(rng):
+    with ns.simulate() as gpu:
+        device, host, *before = pools(gpu, rng)
+        gpu.library.faults.add(Fault("cuLaunchKernel", 701, call=2))
+        with pytest.raises(ns.DriverCallError, match="the 1 before this one were submitted") as it:
+            ns.exchange(device, host, [[0, 0], [1, 1], [2, 2]], [[5, 0]], mode="kernel")
+        assert it.value.submitted_rows is None
+        gpu.synchronize()
+        assert np.array_equal(host[0], before[0][0])
+        assert np.array_equal(host[1:], before[1][1:])
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("block", [40_000, 3 * 8192 + 16, 100_004])
 def test_long_blocks_are_shared_by_several_teams(machine, block, rng):
     with machine.open() as gpu:
@@ -305,7 +379,7 @@ def test_what_would_be_staged_goes_in_pairs(into, in_pairs):
     with ns.simulate() as gpu:
         device = gpu.device_array((64, 1 << 20), np.uint8)
         host = gpu.pinned_array((128, 1 << 20), np.uint8)
-        ids = np.arange(64)
+        ids = np.arange(64) * 27 % 64  # no neighbours
         out = np.stack([ids, ids], axis=1)
         coming = out if into == "in place" else np.stack([ids + 64, ids], axis=1)
         decision = ns.plan_exchange(device, host, out, coming).explain()

@@ -157,17 +157,22 @@ def test_a_part_says_what_the_whole_says():
         assert second.origin.rows(2) is None  # what ran beside it is not known
 
 
-def test_neighbours_are_merged_but_not_over_the_end_of_an_allocation():
+@pytest.mark.parametrize("lower_first", [True, False])
+def test_neighbours_are_merged_but_not_over_the_end_of_an_allocation(lower_first):
     one, two = memory("pinned", 0, 128), memory("pinned", 128, 256)
+    sources = (one, two) if lower_first else (two, one)
     starts = column([0, 64, 128, 192, 320])
-    copies = Copies(
-        starts + np.uint64(5 * MIB), starts, 64, (one, two), (DEVICE,), origin=Numbers()
-    )
+    dst = starts + np.uint64(5 * MIB)
+    copies = Copies(dst, starts, 64, sources, (DEVICE,), origin=Numbers(), mergeable=True)
     together = merged(copies)
     assert together.src.tolist() == [0, 128, 320]
     assert together.sizes.tolist() == [128, 128, 64]
-    assert [together.describe(i) for i in range(3)] == [copies.describe(i) for i in (0, 2, 4)]
-    assert (together.sources, together.destinations) == ((one, two), (DEVICE,))
+    more = ", merged with the 1 copy after it"
+    words = [copies.describe(0) + more, copies.describe(2) + more, copies.describe(4)]
+    assert [together.describe(i) for i in range(3)] == words
+    assert together.origin.row(1, 70) == copies.origin.row(2, 70)
+    assert (together.sources, together.destinations) == (sources, (DEVICE,))
     alone = take(copies, np.array([4, 0, 2]))
     assert alone.uniform == 64
     assert merged(alone) is alone
+    assert len(merged(Copies(dst, starts, 64))) == 5  # known to have none that are not merged yet

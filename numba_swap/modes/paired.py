@@ -1,8 +1,7 @@
 """Pairs of copies, out and in, in one launch of a Numba kernel of their own.
 
-Two kernels side by side, one a direction, reached 0.63 to 0.73 of what the link can do in both
-directions at once, and two streams of the copy engines 0.90; this one 0.95 and more (H200, blocks
-of 2 KiB to 1 MiB).
+On an H200 this moves 80 GB/s in sum with blocks of 2 KiB and more; two kernels side by side, one a
+direction, moved 65 to 75.
 """
 
 from __future__ import annotations
