@@ -33,7 +33,6 @@ from numba_swap.parts import by_direction, by_length
 from numba_swap.settings import (
     Mode,
     Policy,
-    Settings,
     check_positive,
     current_settings,
     mode_source,
@@ -42,7 +41,6 @@ from numba_swap.settings import (
 )
 from numba_swap.streams import same_stream, stream_handle
 from numba_swap.transfer import Transfer
-from numba_swap.versions import DriverVersion
 
 _log = logging.getLogger("numba_swap")
 _T = TypeVar("_T")
@@ -88,33 +86,25 @@ class Choice(NamedTuple):
     parts: tuple[Part, ...] = ()
 
 
-class Grounds(NamedTuple):
-    """What a choice follows from, but for the copies, the stream and its context."""
+def grounds_of(
+    driver: Driver, situation: Situation, mode: Mode | str
+) -> tuple[Costs, tuple[object, ...]]:
+    """Return the costs, and all that a choice follows from but the copies and the stream.
 
-    mode: Mode | str
-    settings: Settings
-    costs: Costs
-    driver_version: DriverVersion
-    capturing: bool
-    device: int
-    max_blocks: int | None
-    policy: Policy
-    duplex: bool
-
-    @classmethod
-    def of(cls, driver: Driver, situation: Situation, mode: Mode | str) -> Grounds:
-        """Return the grounds here and now."""
-        return cls(
-            mode,
-            current_settings(),
-            find_costs(driver, situation.device),
-            situation.driver_version,
-            situation.capturing,
-            situation.device,
-            situation.max_blocks,
-            situation.policy,
-            situation.duplex,
-        )
+    A plain tuple, for it is made and compared at every run.
+    """
+    costs = find_costs(driver, situation.device)
+    return costs, (
+        costs,
+        mode,
+        current_settings(),
+        situation.driver_version,
+        situation.capturing,
+        situation.device,
+        situation.max_blocks,
+        situation.policy,
+        situation.duplex,
+    )
 
 
 def in_context(
@@ -178,12 +168,12 @@ def decide(driver: Driver, copies: Copies, situation: Situation, mode: Mode | st
     ModeUnavailableError
         If a forced mode cannot run them.
     """
-    grounds = Grounds.of(driver, situation, mode)
+    costs, grounds = grounds_of(driver, situation, mode)
     kept = copies.prepared.get(decide)
     if kept is not None and kept[0] == grounds:
         choice: Choice = kept[1]
     else:
-        choice = _choose(driver, copies, situation, mode, grounds.costs)
+        choice = _choose(driver, copies, situation, mode, costs)
         copies.prepared[decide] = grounds, choice
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("%s", choice.decision)

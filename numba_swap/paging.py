@@ -151,7 +151,7 @@ class ExchangePlan:
         self._driver = planned.pools.driver
         self._copies = out, into = planned.copies
         self.nbytes = out.nbytes + into.nbytes
-        self._decided: tuple[decide.Grounds, tuple[Decision, _InPairs | None]] | None = None
+        self._decided: tuple[tuple[object, ...], tuple[Decision, _InPairs | None]] | None = None
 
     def __len__(self) -> int:
         """Return the number of contiguous runs that are copied over the link."""
@@ -253,7 +253,7 @@ class ExchangePlan:
 
     def _decide(self, situation: Situation, how: How) -> tuple[Decision, _InPairs | None]:
         """Choose between pairs in one kernel and both directions side by side; remember it."""
-        grounds = decide.Grounds.of(self._driver, situation, how.mode)
+        _, grounds = decide.grounds_of(self._driver, situation, how.mode)
         kept = self._decided
         if kept is None or kept[0] != grounds:
             kept = self._decided = grounds, self._choose(situation, how)

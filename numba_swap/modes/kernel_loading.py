@@ -36,6 +36,8 @@ def load_kernel(driver: Driver, device: int, name: Name) -> int:
 
 def why_not_loaded(driver: Driver, device: int, name: Name) -> str | None:
     """Load a kernel; return why it cannot be, None if it is."""
+    if (device, name) in driver.kernels:
+        return None
     try:
         load_kernel(driver, device, name)
     except Exception as error:  # whatever a compiler or a loader may raise
