@@ -146,6 +146,7 @@ def test_readme_quotes_the_exchanges(result):
         for slots, where in (
             ("other slots", "into other slots"),
             ("same slots", "into the slots that are paged out"),
+            ("in place", "slots and blocks change places"),
         ):
             cells = [
                 f"{row['value']:.3f}"

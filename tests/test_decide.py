@@ -1,7 +1,9 @@
 """What is allowed, what each policy makes of it, and what a choice follows from."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -259,6 +261,25 @@ def test_another_devices_memory_is_not_for_the_kernel(rng):
         assert set(gpu.driver.kernels) == {(1, "copy")}
 
 
+def test_an_exchange_in_a_default_stream_is_for_the_device_of_its_data(rng):
+    with entered(SimulatedLibrary(devices=2)) as gpu:
+        memory = gpu.library.allocate(4 * 64, Kind.DEVICE, 1)
+        device = SimpleNamespace(
+            __cuda_array_interface__={
+                "shape": (4, 64),
+                "typestr": "|u1",
+                "data": (memory.start, False),
+                "version": 3,
+            }
+        )
+        host = make_array(gpu, "pinned", random_bytes(rng, (4, 64)))
+        for rows in (([[0, 1]], []), ([], [[2, 3]])):
+            gpu.driver.kernels.clear()
+            ns.exchange(device, host, *rows, mode="kernel").wait()
+            assert set(gpu.driver.kernels) == {(1, "copy")}
+        assert np.array_equal(memory.buffer.reshape(4, 64)[3], host[2])
+
+
 @pytest.mark.parametrize("stream", [None, 0, 1, 2])
 @pytest.mark.parametrize("mode", MODES)
 def test_default_streams_are_for_every_mode(machine, rng, mode, stream):
@@ -268,6 +289,13 @@ def test_default_streams_are_for_every_mode(machine, rng, mode, stream):
     every = np.stack([np.arange(0, 12, 2)] * 2, axis=1)
     ns.swap_blocks(dst, back, every, stream=stream, mode=mode).wait()  # after the first
     assert np.array_equal(back[::2], after[::2])
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True])
+def test_a_number_of_thread_blocks_that_is_none_is_refused(gpu, rng, bad):
+    src, dst, _ = pools(gpu, rng)
+    with pytest.raises(ns.BadArgumentError, match=rf"^max_blocks={bad} is no positive integer"):
+        ns.swap_blocks(src, dst, ROWS, max_blocks=bad)
 
 
 def streams_of(gpu, function, position):
@@ -287,6 +315,40 @@ def test_the_batch_leaves_the_legacy_stream_only(rng, stream, private):
         assert len(batch) == 1
         assert (batch[0] not in (0, 1, 2)) == private
         assert gpu.library.calls["cuStreamCreate"] == private
+
+
+def test_a_default_stream_is_of_the_datas_context_else_of_the_current_one():
+    with entered(SimulatedLibrary(devices=2)) as gpu:
+        driver = gpu.driver
+        contexts = [driver.primary_context(device) for device in range(2)]
+
+        def found(device, stream):
+            here = decide.in_context(
+                driver, device, ns.Direction.H2H, decide.How(stream), lambda here: here
+            )
+            assert here.context == contexts[here.device]
+            return here.device
+
+        for stream in (None, 1, 2):
+            assert [found(device, stream) for device in (0, 1, None)] == [0, 1, 0]
+            with driver.activate(contexts[1]):
+                assert [found(device, stream) for device in (0, 1, None)] == [0, 1, 1]
+            with ThreadPoolExecutor(1) as without_context:
+                devices = without_context.map(found, (0, 1, None), [stream] * 3)
+                assert list(devices) == [0, 1, 0]
+
+
+def test_the_default_stream_of_a_thread_may_be_captured(gpu, rng):
+    src, dst, after = pools(gpu, rng)
+    gpu.library.begin_capture(2)
+    transfer = ns.swap_blocks(src, dst, ROWS, stream=2)
+    graph = gpu.library.end_capture(2)
+    assert transfer.decision.mode is not Mode.BATCH
+    with pytest.raises(ns.CapturedTransferError):
+        transfer.wait()
+    gpu.library.launch(graph, 2)
+    gpu.synchronize()
+    assert np.array_equal(dst.copy_to_host(), after)
 
 
 def test_rows_aligned_otherwise_than_those_before(machine, rng):
@@ -474,6 +536,49 @@ def test_a_policy_that_is_none_is_refused(gpu, bad):
     assert gpu.library.calls["cuMemcpyAsync"] == 0
     with pytest.raises(ValueError, match="NUMBA_SWAP_POLICY='fast' is no policy"):
         settings.settings_from_environment({"NUMBA_SWAP_POLICY": "fast"})
+
+
+# -- what is pending on an array -----------------------------------------------------------------
+
+
+def of_stream(array, stream):
+    return SimpleNamespace(
+        __cuda_array_interface__={**array.__cuda_array_interface__, "stream": stream.handle}
+    )
+
+
+def test_only_what_is_pending_elsewhere_is_waited_for(gpu, rng):
+    src, dst, after = pools(gpu, rng)
+    content = random_bytes(rng, (12, 96))
+    source = make_array(gpu, "pinned", content)
+    own, busy = gpu.stream(non_blocking=True), gpu.stream(non_blocking=True)
+    ns.swap_blocks(src, of_stream(dst, own), ROWS, stream=own, mode="loop").wait()
+    assert gpu.library.calls["cuStreamWaitEvent"] == 0
+    dst.copy_to_device(source, stream=busy)  # must come before the swap
+    ns.swap_blocks(src, of_stream(dst, busy), ROWS, stream=own, mode="loop").wait()
+    content[ROWS[:, 1]] = after[ROWS[:, 1]]
+    assert np.array_equal(dst.copy_to_host(), content)
+
+
+def test_what_is_pending_on_an_array_during_a_capture(gpu, rng):
+    src, dst, after = pools(gpu, rng)
+    own, other = gpu.stream(non_blocking=True), gpu.stream(non_blocking=True)
+    context, order = gpu.driver.current_context(), gpu.driver.pools.order
+    view = of_stream(dst, other)
+    with pytest.raises(ns.CapturedTransferError, match="is being captured into a CUDA graph"):
+        capture(gpu, other, lambda: ns.swap_blocks(src, view, ROWS, stream=own, mode="loop"))
+    # It is not waited for where it is not part of the graph.
+    capture(gpu, own, lambda: ns.swap_blocks(src, view, ROWS, stream=own, mode="loop"))()
+    assert np.array_equal(dst.copy_to_host(), after)
+
+    def both():
+        order(context, own.handle, other.handle, context)
+        ns.swap_blocks(src, view, ROWS, stream=own, mode="loop")
+
+    src[:] += 1
+    after[ROWS[:, 1]] += 1
+    capture(gpu, own, both)()
+    assert np.array_equal(dst.copy_to_host(), after)
 
 
 # -- what a choice follows from -----------------------------------------------------------------
@@ -669,6 +774,14 @@ def test_one_piece_where_a_split_is_not_for(machine, rng, submitted, circumstanc
     assert len(decision.modes) == 1
 
 
+def test_copies_within_the_device_are_not_split(gpu):
+    use_costs(gpu.driver, 0, WORTH_A_SPLIT)
+    src, dst = ([gpu.device_array((6, n), np.uint8) for n in (64, 1 << 15)] for _ in range(2))
+    transfer = ns.swap_blocks(src, dst, [[0, 3], [2, 1], [4, 5]])
+    transfer.wait()
+    assert not transfer.decision.parts
+
+
 def test_a_failing_part_is_raised_its_memory_kept_and_nothing_retried(gpu, rng, monkeypatch):
     import gc
     import weakref
@@ -767,6 +880,7 @@ def test_directions_run_side_by_side(machine, rng, submitted, monkeypatch, mode)
     assert len(submitted) == 2
     handles = [situation.stream for _, _, situation in submitted]
     assert len({*handles, stream.__cuda_stream__()[1]}) == 3
+    assert [situation.lane for _, _, situation in submitted] == [1, 2]
     parts = transfer.decision.parts
     assert [part.direction for part in parts] == [ns.Direction.H2D, ns.Direction.D2H]
     assert [part.copies for part in parts] == [16, 16]
@@ -819,6 +933,27 @@ def test_layers_of_both_directions_and_within_the_device(gpu, rng, submitted, mo
     ]
     # Only the direction with pageable memory in it cannot have the kernel.
     assert [part.mode is Mode.KERNEL for part in decision.parts] == [False, True, True]
+    assert [list(part.rejected) for part in decision.parts] == [[Mode.KERNEL], [], []]
+    assert decision.rejected == {}
+
+
+def test_a_direction_of_few_bytes_runs_with_the_other(gpu, rng, submitted):
+    _arrays, _after, src, dst, sizes = both_ways(gpu, rng, 1 << 16, 20)
+    to_host = np.flatnonzero(src >= dst)  # one direction, whichever
+    rows = np.sort([*to_host[:3], *np.setdiff1d(np.arange(40), to_host)])
+    ns.swap_blocks_batch(src[rows], dst[rows], [sizes[0]] * len(rows), mode="loop").wait()
+    assert len(submitted) == 1
+
+
+def test_directions_are_predicted_side_by_side(gpu, rng, submitted):
+    """Beside the other direction a kernel takes 1.4 times as long."""
+    use_costs(gpu.driver, 0, flat(kernel=1000.0, batch=1200.0))
+    arrays, after, *pointers = both_ways(gpu, rng, 1 << 16, 16)
+    assert ns.swap_blocks_batch(*pointers).decision.modes == (Mode.BATCH,)
+    gpu.synchronize()
+    for array, content in zip(arrays, after, strict=True):
+        assert np.array_equal(read_array(gpu, array), content)
+    assert {mode for mode, _, _ in submitted} == {Mode.BATCH}
 
 
 SPLITS = {"length": 2, "direction": 2, "exchange": 2, "exchange in pairs": 0}
@@ -928,16 +1063,36 @@ def test_lanes_wait_for_the_users_stream_only_and_once(gpu):
         work = InFlight(gpu.driver, situation.context, (copies,), captured=False)
         steps = [
             Step(take(copies, np.array([row])), Mode.LOOP, lane)
-            for row, lane in enumerate([1, 2, 2, 1])
+            for row, lane in enumerate([1, 2, 2, 3])
         ]
         submit_steps(gpu.driver, steps, situation, work)
         work.wait()
 
     decide.in_context(gpu.driver, 0, copies.direction, decide.How(stream), run)
     user = stream.handle
-    one, other = (to for to, _ in waits[:2])
-    assert len({one, other, user}) == 3
-    assert waits == [(one, user), (other, user), (user, one), (user, other)]
+    lanes = [to for to, _ in waits[:3]]
+    assert len({*lanes, user}) == 4
+    assert waits == [*((lane, user) for lane in lanes), *((user, lane) for lane in lanes)]
+
+
+def test_a_step_waits_for_earlier_ones(gpu):
+    stream, (device, host) = gpu.stream(), two_pools(gpu)
+    copies = ns.plan_blocks(device, host, [[i, i] for i in range(8)])._copies
+    recorded, waits = {}, []
+    gpu.library.faults.watch("cuEventRecord", recorded.__setitem__)
+    gpu.library.faults.watch(
+        "cuStreamWaitEvent", lambda to, at, _: waits.append((to, recorded[at]))
+    )
+
+    def run(situation):
+        work = InFlight(gpu.driver, situation.context, (copies,), captured=False)
+        steps = [Step(copies, Mode.LOOP, 1), Step(copies, Mode.LOOP, 2, (0,))]
+        submit_steps(gpu.driver, steps, situation, work)
+        work.wait()
+
+    decide.in_context(gpu.driver, 0, copies.direction, decide.How(stream), run)
+    first, second = (to for to, _ in waits[:2])
+    assert (second, first) in waits
 
 
 def test_events_of_lanes_are_used_again(gpu):
@@ -1039,6 +1194,11 @@ def test_reasons(gpu, rng, monkeypatch):
     assert not decision.forced
     nothing = ns.plan_blocks(src, dst, []).explain()
     assert (nothing.reason, nothing.predicted_us) == ("nothing to copy", None)
+    assert nothing.estimates == ()
+    assert (nothing.mode, nothing.simulated) == (Mode.LOOP, True)
+    forced = ns.plan_blocks(src, dst, []).explain(mode="kernel", policy="overlap")
+    assert (forced.mode, forced.policy) == (Mode.KERNEL, "overlap")
+    assert len(ns.plan_blocks(src, dst, ROWS[:1]).explain().estimates) == 3
     use_costs(gpu.driver, 0, Costs(dict.fromkeys(ROUTES, (SOME, None, None)), "made up"))
     assert plan.explain().reason == "predicted: loop 15 us"
     assert plan.explain(mode="kernel").predicted_us is None

@@ -283,6 +283,15 @@ def test_predicted_time_of_a_decision():
     known, unknown = decision(ranked=ranked), decision()
     assert decision(ranked=ranked, parts=(known, known)).predicted_us == 14.0
     assert decision(ranked=ranked, parts=(known, unknown)).predicted_us is None
+    back = known._replace(direction=ns.Direction.D2H, ranked=((5.0, Mode.LOOP),))
+    both = decision(parts=(known, back, back))
+    assert both.predicted_us == 10.0  # the two directions side by side
+    assert both._replace(at_once=False).predicted_us == 17.0
+    assert both.reason == (
+        "at once: host to device, predicted: batch 5 us, loop 7 us; "
+        "device to host, predicted: loop 5 us; device to host, predicted: loop 5 us"
+    )
+    assert both._replace(at_once=False).reason.startswith("one after another: host to device, ")
 
 
 def test_table_of_an_explained_decision():
@@ -326,6 +335,8 @@ def test_table_of_parts():
         "  kernel, 1 copy, 64 bytes, host to device, 7 us",
         "  batch, 3 copies, 192 bytes, host to device",
     ]
+    text = decision(parts=(known, known), at_once=False, note="so").table()
+    assert "\none after another:\n" in text
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """`exchange`: blocks out and other blocks in, as if all were read before any is written."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from machines import CASES, make_array, random_bytes, read_array
 
 import numba_swap as ns
 from numba_swap import decide, side_by_side, staging
+from numba_swap.calibration import use_costs
+from numba_swap.costs import ROUTES, Cost, Costs
 from numba_swap.driver.simulated import Fault
 
 BLOCK = 96
@@ -159,6 +163,57 @@ def test_bad_rows_are_refused_before_anything_moves(rng):
         assert np.array_equal(host, before[1])
 
 
+def window(flat, start, count, step, nbytes=4):
+    """So many blocks of so many bytes in a flat array, `step` bytes apart."""
+    interface = flat.__cuda_array_interface__
+    pointer, readonly = interface["data"]
+    return SimpleNamespace(
+        __cuda_array_interface__={
+            **interface,
+            "data": (pointer + start, readonly),
+            "shape": (count, nbytes),
+            "strides": (step, 1),
+        }
+    )
+
+
+def overlap(ones, others, itself=True):
+    return any(
+        abs(one - other) < 4
+        for i, one in enumerate(ones)
+        for j, other in enumerate(others)
+        if itself or i != j
+    )
+
+
+def test_pools_are_refused_if_blocks_that_are_used_share_a_byte(rng):
+    refused = []
+    with ns.simulate() as gpu:
+        flat = gpu.device_array((96,), np.uint8)
+        for _ in range(800):
+            starts, steps = rng.integers(24, 48, 2), rng.choice([3, 4, 5, 8, -4, -6], 2)
+            front, back = (
+                window(flat, int(start), 5, int(step))
+                for start, step in zip(starts, steps, strict=True)
+            )
+            out, into = (rows(rng, 5, 5, count) for count in rng.integers(0, 3, 2))
+            left, filled = starts[0] + steps[0] * out[:, 0], starts[0] + steps[0] * into[:, 1]
+            came, stored = starts[1] + steps[1] * into[:, 0], starts[1] + steps[1] * out[:, 1]
+            bad = (
+                overlap([*left, *filled], [*came, *stored])
+                or overlap(filled, filled, itself=False)
+                or overlap(stored, stored, itself=False)
+            )
+            if not bad:
+                ns.plan_exchange(front, back, out, into)
+                continue
+            with pytest.raises(ns.BadPlanError) as caught:
+                ns.plan_exchange(front, back, out, into)
+            refused.append(str(caught.value))
+    assert 200 < len(refused) < 600
+    assert sum("share memory" in text for text in refused) > 25
+
+
 def test_captured_exchange_runs_in_order(rng):
     with ns.simulate() as gpu:
         before = random_bytes(rng, (4, 64)), random_bytes(rng, (4, 64))
@@ -191,7 +246,8 @@ def steps_of(monkeypatch):
     def checked(driver, steps, situation, work):
         steps = list(steps)
         lists.append(steps)
-        check_order(steps)
+        if situation.may_fork:
+            check_order(steps)
         submit(driver, steps, situation, work)
 
     for room in (staging, side_by_side):
@@ -360,7 +416,8 @@ def test_the_direction_that_is_overwritten_goes_ahead(rng, monkeypatch, steps_of
         assert np.array_equal(device.copy_to_host(), after[0])
         assert np.array_equal(host, after[1])
     (steps,) = steps_of
-    assert {step.lane % 3 for step in steps} == {1, 2}
+    assert {step.lane for step in steps} == {1, 2}
+    assert [step.awaited for step in steps] == [step.lane == leader for step in steps]
     leading = [i for i, step in enumerate(steps) if step.lane % 3 == leader]
     assert [len(steps[i].copies) for i in leading] == ([2] * 4 + [1] * 4) * 2
     assert all(not steps[i].after for i in leading)
@@ -382,7 +439,7 @@ def test_a_slot_that_is_read_twice_is_overwritten_after_both(rng, monkeypatch, s
     assert {step.lane for step in steps_of[0]} == {1, 2}
 
 
-def test_every_strand_of_the_batch_is_one_stream(monkeypatch):
+def test_every_strand_of_the_batch_is_one_stream(monkeypatch, steps_of):
     monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", 2 << 20)
     with ns.simulate() as gpu:
         device = gpu.device_array((128, 1 << 18), np.uint8)
@@ -395,6 +452,7 @@ def test_every_strand_of_the_batch_is_one_stream(monkeypatch):
     assert len(used) == 2 * 4 * 4
     assert len({stream for stream, _ in used}) == 2 * 4
     assert {count for _, count in used} == {8}
+    assert {step.lane for step in steps_of[0]} == {1, 2, 4, 5, 7, 8, 10, 11}
 
 
 def test_one_direction_of_overlapping_blocks_is_not_staged(rng):
@@ -467,3 +525,267 @@ def test_a_read_only_pool_may_be_read(rng):
         assert np.array_equal(device.copy_to_host()[0], content[1])
         with pytest.raises(ns.BadPlanError, match="host is read-only"):
             ns.exchange(device, host, [[0, 0]], [[1, 0]])
+
+
+# -- what no pairs are made of -------------------------------------------------------------------
+
+
+def exchanged(gpu, rng, shapes, out, into, axis=0, kinds=(("device", "pinned"),), **how):
+    """Exchange between layers of such shapes, twice; both times all must be where it belongs."""
+    before = [[random_bytes(rng, shape) for shape in side] for side in shapes]
+    device, host = (
+        [
+            make_array(gpu, kinds[i % len(kinds)][side], layer)
+            for i, layer in enumerate(before[side])
+        ]
+        for side in range(2)
+    )
+    plan = ns.plan_exchange(device, host, out, into, block_axis=axis)
+    out, into = (np.reshape(np.array(some, np.int64), (-1, 2)) for some in (out, into))
+    for _ in range(2):
+        transfer = plan.run(gpu.stream(), **how)
+        transfer.wait()
+        for i, layers in enumerate(zip(*before, strict=True)):
+            after = model(*(layer.swapaxes(0, axis) for layer in layers), out, into)
+            before[0][i], before[1][i] = (np.ascontiguousarray(a.swapaxes(0, axis)) for a in after)
+            assert np.array_equal(read_array(gpu, device[i]), before[0][i])
+            assert np.array_equal(read_array(gpu, host[i]), before[1][i])
+    return plan, transfer
+
+
+SLOTS = np.arange(12)
+APART = np.stack([SLOTS, SLOTS], axis=1), np.stack([SLOTS + 12, SLOTS + 12], axis=1)
+REFILLED = APART[0], np.stack([SLOTS + 12, SLOTS], axis=1)
+IN_PLACE = APART[0], APART[0]
+FREED = np.stack([SLOTS, SLOTS], axis=1), np.stack([SLOTS, SLOTS + 12], axis=1)
+WAYS = {"apart": APART, "refilled": REFILLED, "in place": IN_PLACE, "freed": FREED}
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random"])
+@pytest.mark.parametrize("mode", ["loop", "batch"])
+@pytest.mark.parametrize("what", WAYS)
+def test_layers_of_several_runs_side_by_side(rng, monkeypatch, steps_of, what, mode, order):
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", 64)
+    monkeypatch.setattr(staging, "_STAGED_BYTES", 4 * 64)
+    out, into = WAYS[what]
+    into = {"ascending": into, "descending": into[::-1], "random": rng.permutation(into)}[order]
+    with ns.simulate() as gpu:
+        for shapes in ([(2, 24, 16), (1, 24, 32)], [(2, 24, 32)]):
+            exchanged(gpu, rng, [shapes] * 2, out, into, axis=1, mode=mode)
+    assert {step.mode for steps in steps_of for step in steps if step.lane % 3} == {mode}
+    assert len(steps_of[0]) > 8
+
+
+@pytest.mark.parametrize("mode", ["auto", "loop", "batch"])
+@pytest.mark.parametrize("policy", ["latency", "throughput"])
+@pytest.mark.parametrize("what", WAYS)
+def test_policy_latency_needs_no_streams(rng, monkeypatch, steps_of, what, policy, mode):
+    monkeypatch.setattr(decide, "_FEWEST_BYTES_OF_A_DIRECTION", 64)
+    kinds = ("device", "pinned"), ("pinned", "device")
+    with ns.simulate() as gpu:
+        shapes = [[(24, 98), (24, 66)]] * 2  # not for pairs
+        _, transfer = exchanged(
+            gpu, rng, shapes, *WAYS[what], kinds=kinds, policy=policy, mode=mode
+        )
+        assert len(transfer.decision.parts) == (2 if policy == "latency" else 4)
+        assert (gpu.library.calls["cuStreamCreate"] == 0) == (policy == "latency")
+    if policy == "throughput":  # both directions are in each, and run side by side
+        assert {1, 2, 4, 5} <= {step.lane for step in steps_of[0]}
+
+
+def test_rows_that_wait_for_none_beside_some_that_do(rng, monkeypatch, steps_of):
+    out, into = REFILLED
+    with ns.simulate() as gpu:
+        for nbytes in (1 << 20, BLOCK):  # in one piece; in pieces
+            monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", nbytes)
+            exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out[:3], into, mode="loop")
+            exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out, into[3:], mode="loop")
+    assert len(steps_of[0]) == 2
+
+
+def test_fewer_rows_than_pieces(rng, monkeypatch, steps_of):
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", BLOCK // 8)
+    with ns.simulate() as gpu:
+        for out, into in (APART, REFILLED, FREED):
+            exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out[:2], into[:3], mode="loop")
+            exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out[:3], into[:1], mode="batch")
+    assert [len(step.copies) for step in steps_of[0]] == [1] * 5
+
+
+def test_neighbours_of_a_piece_are_one_copy(rng, monkeypatch, steps_of):
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", 3 * BLOCK)
+    with ns.simulate() as gpu:
+        exchanged(gpu, rng, [[(24, BLOCK)]] * 2, APART[0], [], mode="loop")
+        exchanged(gpu, rng, [[(24, BLOCK)]] * 2, *APART, mode="loop", policy="latency")
+    pieces, _, in_turn, _ = steps_of
+    assert [(len(step.copies), step.copies.nbytes) for step in pieces] == [(1, 3 * BLOCK)] * 4
+    assert [len(step.copies) for step in in_turn] == [1, 1]
+
+
+def test_pieces_run_in_the_mode_of_the_whole(rng, monkeypatch, steps_of):
+    monkeypatch.setattr(side_by_side, "_SMALLEST_PIECE_BYTES", BLOCK)
+    loop = Cost(0.0, 0.0, (10.0,) * 4, (0.0,) * 4)
+    batch = Cost(50.0, 0.0, (0.0,) * 4, (0.0,) * 4)
+    with ns.simulate() as gpu:
+        use_costs(gpu.driver, 0, Costs(dict.fromkeys(ROUTES, (loop, batch, None)), "made up"))
+        rows = [np.stack([2 * SLOTS, 2 * SLOTS + side], axis=1) for side in range(2)]
+        exchanged(gpu, rng, [[(24, 66)]] * 2, rows[0], rows[1][:, ::-1])
+    assert {step.mode for step in steps_of[0]} == {"batch"}
+
+
+def test_directions_in_parts_are_decided_anew(rng, monkeypatch):
+    monkeypatch.setattr(decide, "_FEWEST_BYTES_OF_A_DIRECTION", 64)
+    kinds = ("device", "pinned"), ("pinned", "device")
+    with ns.simulate() as gpu:
+        plan, _ = exchanged(gpu, rng, [[(24, 66)] * 2] * 2, *APART, kinds=kinds, mode="loop")
+        calls = gpu.library.calls["cuMemcpyAsync"]
+        plan.run(mode="batch").wait()
+        assert gpu.library.calls["cuMemcpyAsync"] == calls
+
+
+# -- what is staged ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pieces", "buffers"), [(1, 1), (2, 2), (3, 2)])
+def test_no_more_memory_than_pieces_under_way(rng, monkeypatch, steps_of, pieces, buffers):
+    monkeypatch.setattr(staging, "_STAGED_BYTES", 12 // pieces * BLOCK)
+    with ns.simulate() as gpu, ns.override(mode="loop"):  # which has no descriptors to allocate
+        exchanged(gpu, rng, [[(24, BLOCK)]] * 2, *IN_PLACE)
+        assert gpu.library.calls["cuMemAlloc"] == buffers
+    assert sum(step.lane == 3 for step in steps_of[0]) == pieces
+
+
+def test_at_most_64_mib_are_staged_at_once():
+    sizes = []
+    with ns.simulate() as gpu, ns.override(mode="loop"):
+        device, host = (
+            make((65, 1 << 20), np.uint8) for make in (gpu.device_array, gpu.pinned_array)
+        )
+        rows = np.stack([np.arange(65)] * 2, axis=1)
+        gpu.library.faults.watch("cuMemAlloc", lambda _, nbytes: sizes.append(nbytes))
+        ns.exchange(device, host, rows, rows).wait()
+    assert sizes == [64 << 20] * 2
+
+
+def test_blocks_longer_than_what_is_staged_at_once(rng, monkeypatch, steps_of):
+    monkeypatch.setattr(staging, "_STAGED_BYTES", BLOCK // 2)
+    with ns.simulate() as gpu:
+        exchanged(gpu, rng, [[(24, BLOCK)]] * 2, *IN_PLACE, mode="loop")
+    assert sum(step.lane == 3 for step in steps_of[0]) == 12
+
+
+def test_slots_that_are_not_refilled_leave_too(rng, monkeypatch, steps_of):
+    monkeypatch.setattr(staging, "_STAGED_BYTES", 2 * BLOCK)
+    out = np.stack([np.arange(24), np.arange(24)], axis=1)
+    with ns.simulate() as gpu:
+        exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out, IN_PLACE[1], mode="loop")
+        exchanged(gpu, rng, [[(24, BLOCK)]] * 2, IN_PLACE[0], out[::-1], mode="loop")
+    assert sum(step.lane == 3 for step in steps_of[0]) == 6
+
+
+def test_runs_under_way_at_once_share_no_memory(rng):
+    with ns.simulate() as gpu, ns.override(mode="loop"):
+        contents = random_bytes(rng, (24, BLOCK)), random_bytes(rng, (24, BLOCK))
+        device, host = (
+            make_array(gpu, "device", contents[0]),
+            make_array(gpu, "pinned", contents[1]),
+        )
+        plan = ns.plan_exchange(device, host, *IN_PLACE)
+        allocated = gpu.library.calls["cuMemAlloc"]
+        first = plan.run(gpu.stream())
+        second = plan.run(gpu.stream())
+        assert gpu.library.calls["cuMemAlloc"] == allocated + 2
+        first.wait()
+        second.wait()
+        plan.run(gpu.stream()).wait()
+        assert gpu.library.calls["cuMemAlloc"] == allocated + 2
+
+
+def test_an_error_while_staging_names_the_row(rng):
+    with ns.simulate() as gpu:
+        device, host = gpu.device_array((24, BLOCK)), gpu.pinned_array((24, BLOCK))
+        rows = np.array([[0, 3], [2, 5], [4, 7]])
+        gpu.library.faults.add(Fault("cuMemcpyAsync", 2, call=2))
+        with pytest.raises(ns.DriverCallError, match=r"page_in\[1\]"):
+            ns.exchange(device, host, rows, rows[:, ::-1], mode="loop")
+
+
+@pytest.mark.parametrize(
+    ("out", "into"),
+    [
+        ([[1, 0]], [[0, 0]]),
+        ([[0, 1]], [[1, 1]]),
+        ([[3, 4]], [[0, 3]]),
+        ([[0, 0], [2, 1]], [[2, 1], [3, 3]]),
+    ],
+)
+def test_overlapping_blocks_are_read_before_any_is_written(rng, out, into):
+    with ns.simulate() as gpu:
+        content, back = random_bytes(rng, (24,)), random_bytes(rng, (6, 8))
+        flat, host = make_array(gpu, "device", content), make_array(gpu, "pinned", back)
+        ns.exchange(window(flat, 0, 5, 4, 8), host, out, into, mode="kernel").wait()
+        after, stored = content.copy(), back.copy()
+        for i, j in out:
+            stored[j] = content[4 * i : 4 * i + 8]
+        for i, j in into:
+            after[4 * j : 4 * j + 8] = back[i]
+        assert np.array_equal(read_array(gpu, flat), after)
+        assert np.array_equal(read_array(gpu, host), stored)
+
+
+# -- what is said of it --------------------------------------------------------------------------
+
+
+def test_a_plan_says_how_much_it_copies(rng):
+    with ns.simulate() as gpu:
+        device, host = (
+            gpu.device_array((2, 24, 8), np.uint8),
+            gpu.pinned_array((2, 24, 8), np.uint8),
+        )
+        plan = ns.plan_exchange(device, host, APART[0], APART[1][:5], block_axis=1)
+        assert len(plan) == 2 * (12 + 5)
+        assert repr(plan) == "<ExchangePlan: 192 bytes out, 80 bytes in>"
+
+
+def test_names_of_mappings_in_errors():
+    with ns.simulate() as gpu:
+        device, host = gpu.device_array((4, 8)), gpu.pinned_array((4, 8))
+        with pytest.raises(ns.BadPlanError, match=r"^page_out must"):
+            ns.exchange(device, host, [1, 2], [])
+        with pytest.raises(ns.BadPlanError, match=r"^page_in must"):
+            ns.exchange(device, host, [], [1, 2])
+
+
+def test_decisions_are_logged(caplog):
+    caplog.set_level("DEBUG", "numba_swap")
+    with ns.simulate() as gpu:
+        plan = ns.plan_exchange(gpu.device_array((24, 8)), gpu.pinned_array((24, 8)), *IN_PLACE)
+        caplog.clear()
+        decision = plan.explain(mode="kernel")
+        assert caplog.messages[-1] == str(decision)
+        caplog.clear()
+        plan.explain(mode="kernel")  # remembered, and logged all the same
+        assert caplog.messages == [str(decision)]
+
+
+def test_what_is_pending_on_the_pools_comes_first(rng):
+    with ns.simulate() as gpu:
+        contents = random_bytes(rng, (4, BLOCK)), random_bytes(rng, (4, BLOCK))
+        source = make_array(gpu, "pinned", contents[0])
+        device, host = (
+            gpu.device_array((4, BLOCK), np.uint8),
+            make_array(gpu, "pinned", contents[1]),
+        )
+        busy = gpu.stream(non_blocking=True)
+        for mode in ("kernel", "loop"):
+            device.copy_to_device(source, stream=busy)
+            pending = SimpleNamespace(
+                __cuda_array_interface__={
+                    **device.__cuda_array_interface__,
+                    "stream": busy.handle,
+                }
+            )
+            stream = gpu.stream(non_blocking=True)
+            ns.exchange(pending, host, [[0, 3]], [], stream=stream, mode=mode).wait()
+            assert np.array_equal(host[3], contents[0][0])
+            host[3] = contents[1][3]

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from machines import CASES, MACHINES, capture, examples, make_array, random_bytes, read_array
 
 import numba_swap as ns
-from numba_swap.costs import Cost, Costs, uniform_load
+from numba_swap.calibration import use_costs
+from numba_swap.costs import ROUTES, Cost, Costs, uniform_load
 from numba_swap.dispatch import Situation, predict_apart, predict_pairs
 from numba_swap.driver.simulated import Fault
 from numba_swap.pairs import pair_rows, paired_as_they_stand
@@ -113,6 +114,7 @@ def test_kinds_of_pairs(case, what, width, rng):
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
         out, into = (np.array([rows(i) for i in range(N)]) for rows in KINDS[what])
         plan = ns.plan_exchange(device, host, out, into)
+        assert plan._in_pairs.pairs.width == (width if width >= 4 else 0)
         state = before
         for _ in range(2):
             transfer = plan.run(gpu.stream(), case.mode)
@@ -255,6 +257,13 @@ def test_long_blocks_are_shared_by_several_teams(machine, block, rng):
         assert np.array_equal(read_array(gpu, host), after[1])
 
 
+def test_addresses_of_both_directions_count():
+    with ns.simulate() as gpu:
+        device, host = (gpu.device_array((4, 20), np.uint8)[:, :16], gpu.pinned_array((4, 16)))
+        plan = ns.plan_exchange(device, host[:, :2].view(np.uint8), [[0, 0], [1, 1]], [[2, 3]])
+        assert plan._in_pairs.pairs.width == 4
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_captured_exchange_is_replayed_in_pairs(machine, rng):
     with machine.open() as gpu:
@@ -357,7 +366,8 @@ def test_max_blocks_and_policy_reach_the_launch(rng, monkeypatch):
         plan.run(mode="kernel").wait()
         plan.run(mode="kernel", max_blocks=2).wait()
         plan.run(mode="kernel", policy="latency").wait()
-    assert launched == [4, 2, 4]
+        ns.exchange(device, host, rows, rows, mode="kernel", max_blocks=3).wait()
+    assert launched == [4, 2, 4, 3]
 
 
 def test_predicted_times_of_both_ways():
@@ -365,6 +375,9 @@ def test_predicted_times_of_both_ways():
     costs = Costs({"h2d": (None, None, Cost(10.0, 0.0, (1.0,) * 4, (0.0,) * 4))}, "made up")
     loads = [uniform_load("h2d", count, 64) for count in (5, 40, 7)]
     assert predict_pairs(costs, loads, here) == pytest.approx(1.2 * 50)
+    few = Costs({"h2d": (None, None, Cost(10.0, 0.0, (0.0,) * 4, (1e6,) * 4, 8.0))}, "made up")
+    limited = here._replace(max_blocks=2)
+    assert predict_pairs(few, loads, limited) > predict_pairs(few, loads, here)
     overlap = here._replace(policy=Policy.OVERLAP)
     assert predict_pairs(costs, loads, overlap) == pytest.approx(1.2 * 1.25 * 50)
     assert predict_apart(100.0, here, staged=False) == 140.0
@@ -408,6 +421,123 @@ def test_long_blocks_go_side_by_side_through_the_copy_engines(block, in_pairs):
             assert transfer.decision == decision
 
 
+def made_up(kernel, batch=None, loop=1e6):
+    """Costs of which only the start counts."""
+    costs = (
+        None if us is None else Cost(us, 0.0, (0.0,) * 4, (0.0,) * 4)
+        for us in (loop, batch, kernel)
+    )
+    return Costs(dict.fromkeys(ROUTES, tuple(costs)), "made up")
+
+
+def decided(gpu, out=9, into=9, block=64, kinds=("device", "pinned"), **how):
+    """What is decided for an exchange of so many rows, and done."""
+    device, host = (make_array(gpu, kind, np.zeros((32, block), np.uint8)) for kind in kinds)
+    ids = np.arange(0, 32, 2)
+    rows = np.stack([ids, ids], axis=1)[:out], np.stack([ids + 1, ids], axis=1)[:into]
+    plan = ns.plan_exchange(device, host, *rows)
+    decision = plan.explain(**how)
+    transfer = plan.run(**how)
+    transfer.wait()
+    assert transfer.decision == decision
+    assert decision.copies == len(plan)
+    assert decision.nbytes == plan.nbytes
+    assert decision.rejected == {} or not decision.parts
+    return decision
+
+
+def test_what_is_said_of_pairs():
+    with ns.simulate() as gpu:
+        use_costs(gpu.driver, 0, made_up(kernel=1000.0))
+        assert decided(gpu).reason == (
+            "predicted: pair by pair in one kernel 1200 us, side by side (kernel) 1440 us"
+        )
+        forced = decided(gpu, mode="kernel", policy="overlap")
+        assert forced.reason == ("forced by the mode argument; pair by pair in one kernel 1500 us")
+        # A second kernel for what is left would take longer than both directions side by side.
+        assert "pair by pair" not in decided(gpu, into=4).reason
+        assert "pair by pair" in decided(gpu, into=4, mode="kernel").parts[0].reason
+        reason = decided(gpu, into=4).reason
+        assert reason.startswith("at once: device to host, predicted: kernel 1400 us")
+
+
+def test_pairs_of_which_no_time_is_known():
+    with ns.simulate() as gpu:
+        use_costs(gpu.driver, 0, made_up(kernel=None, loop=5.0))
+        decision = decided(gpu, mode="kernel")
+        assert decision.predicted_us is None
+        assert "pair by pair" in decision.reason
+        assert decided(gpu).modes == ("loop",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "how", "mode"),
+    [
+        ({}, {}, "batch"),
+        ({"into": 0}, {}, "kernel"),
+        ({"out": 0}, {}, "kernel"),
+        ({}, {"policy": "latency"}, "kernel"),
+    ],
+)
+def test_a_kernel_takes_longer_beside_the_other_direction(rows, how, mode):
+    """And what is decided is what runs."""
+    with ns.simulate() as gpu:
+        use_costs(gpu.driver, 0, made_up(kernel=100.0, batch=120.0))
+        assert decided(gpu, block=66, **rows, **how).modes == (mode,)
+        calls = gpu.library.calls
+        if rows:
+            assert calls["cuLaunchKernel"] == 1
+        assert (calls["cuLaunchKernel"] > 0) == (mode == "kernel")
+        assert (calls["cuMemcpyBatchAsync"] > 0) == (mode == "batch")
+
+
+def test_both_directions_may_be_within_the_device():
+    with ns.simulate() as gpu:
+        decision = decided(gpu, kinds=("device", "device"))
+        assert decision.direction is ns.Direction.D2D
+        assert len(decision.parts) == 2
+        use_costs(gpu.driver, 0, made_up(kernel=1.0))
+        decision = decided(gpu, kinds=("device", "pageable"))
+        assert decision.direction is ns.Direction.MIXED
+        assert any(part.rejected for part in decision.parts)
+
+
+def test_pools_that_do_not_fit_are_named():
+    with ns.simulate() as gpu:
+        device, host = gpu.device_array((4, 8)), gpu.pinned_array((4, 8))
+        with pytest.raises(ns.UnsupportedArrayError, match=r"^device "):
+            ns.exchange(3, host, [], [])
+        with pytest.raises(ns.UnsupportedArrayError, match=r"^host "):
+            ns.exchange(device, 3, [], [])
+        for layers in (([device], [host] * 2), ([device] * 2, [host]), (device, [host])):
+            with pytest.raises(ns.BadPlanError, match=r"^device and host must be one array each"):
+                ns.exchange(*layers, [], [])
+        with pytest.raises(ns.BadPlanError, match=r"^page_out\[0\]: device block 4 is not one"):
+            ns.exchange(device, host, [[4, 0]], [])
+        with pytest.raises(ns.BadPlanError, match=r"^page_in\[0\]: device block 4 is not one"):
+            ns.exchange(device, host, [], [[0, 4]])
+        where = device.__cuda_array_interface__["data"][0]
+        with pytest.raises(ns.BadPlanError, match=f"share memory, at {where + 64:#x} for example"):
+            ns.exchange(device[:3], device[1:], [[1, 2]], [[0, 0]])
+        layers = [device, gpu.device_array((4, 8))], [host, device]
+        with pytest.raises(ns.BadPlanError, match="share memory"):
+            ns.exchange(*layers, [[0, 1]], [[2, 1]])
+
+
+@pytest.mark.parametrize("mode", ["kernel", "loop", "batch"])
+def test_layers_of_empty_blocks_beside_others(rng, mode):
+    with ns.simulate() as gpu:
+        fronts, backs = ([random_bytes(rng, (8, n)) for n in (0, 48, 0, 32)] for _ in range(2))
+        device = [make_array(gpu, "device", content) for content in fronts]
+        host = [make_array(gpu, "pinned", content) for content in backs]
+        out, into = [[0, 0], [1, 1], [2, 4]], [[0, 0], [3, 1]]
+        ns.exchange(device, host, out, into, mode=mode).wait()
+        for layer in (1, 3):
+            after = model(fronts[layer], backs[layer], out, into)
+            assert np.array_equal(read_array(gpu, device[layer]), after[0])
+            assert np.array_equal(read_array(gpu, host[layer]), after[1])
+
+
 def test_a_refused_launch_copies_nothing(rng):
     with ns.simulate() as gpu:
         device, host, *before = pools(gpu, rng)
@@ -448,3 +578,23 @@ def test_ptx_reads_both_halves_before_it_writes_either():
     moves = re.findall(r"(ld|st)\.global\.v2\.u64", text)
     assert "".join("l" if move == "ld" else "s" for move in moves).startswith("l" * 8 + "s" * 8)
     assert not re.search(r"\.f64|\.f32|(ld|st)\.local", text)
+
+
+def test_rows_of_an_exchange_keep_their_order(monkeypatch):
+    """Swaps of many short blocks in a large pool are grouped by regions; pairs go by their rows."""
+    from numba_swap import plan as planning
+
+    monkeypatch.setattr(planning, "_LARGE_POOL_BYTES", 1)
+    count, blocks = planning.MANY_ROWS, 600_000  # 293 MiB: more than one region, never touched
+    with ns.simulate() as gpu:
+        device = gpu.device_array((count, 512), np.uint8)
+        host = gpu.pinned_array((blocks, 512), np.uint8)
+        ids = np.arange(count)
+        places = (ids * 7919) % blocks
+        out = np.stack([ids, places], axis=1)
+        going, coming = ns.plan_exchange(device, host, out, out[:, ::-1])._copies
+        swap = ns.plan_blocks(device, host, out)._copies
+        where = places.astype(np.uint64) * np.uint64(512) + np.uint64(host.ctypes.data)
+        assert np.array_equal(going.dst, where)
+        assert np.array_equal(coming.src, where)
+        assert not np.array_equal(swap.dst, where)

@@ -176,3 +176,21 @@ def test_neighbours_are_merged_but_not_over_the_end_of_an_allocation(lower_first
     assert alone.uniform == 64
     assert merged(alone) is alone
     assert len(merged(Copies(dst, starts, 64))) == 5  # known to have none that are not merged yet
+
+
+def test_merged_copies_of_different_lengths_keep_what_they_need():
+    owner, starts = object(), column([0, 96, 128, 320])
+    copies = Copies(
+        starts + np.uint64(5 * MIB),
+        starts,
+        column([96, 32, 64, 16]),
+        (memory("pinned", 0),),
+        (DEVICE,),
+        owners=(owner,),
+        producer_streams=(7,),
+        mergeable=True,
+    )
+    together = merged(copies)
+    assert together.src.tolist() == [0, 320]
+    assert together.sizes.tolist() == [192, 16]
+    assert (together.owners, together.producer_streams) == ((owner,), (7,))
