@@ -347,7 +347,7 @@ def warm_up() -> None:
     """Pay on purpose for what the first swap would pay for: compilers, and the GPU's context.
 
     The first process on a machine compiles the kernels and the compiled parts of planning,
-    which are kept in Numba's cache on disk. On one H200 machine that took 7 seconds in all, and
+    which are kept in Numba's cache on disk. On H200 machines that took 7 to 10 seconds in all, and
     later processes 2, most of it to import Numba and to make the context. Nothing is copied.
 
     Raises

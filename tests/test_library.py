@@ -590,6 +590,43 @@ def test_only_well_known_folders_that_the_loader_ignores(tree):
     ]
 
 
+@pytest.mark.parametrize(
+    ("folder", "searched"),
+    [
+        ("/lib/x86_64-linux-gnu", True),
+        ("/usr/lib/x86_64-linux-gnu", True),
+        ("/lib64", True),
+        ("/usr/lib64", True),
+        ("/lib", True),
+        ("/usr/lib", True),
+        ("/usr/lib/wsl/lib", False),
+        ("/usr/lib/x86_64-linux-gnu/nvidia/current", False),
+        ("/usr/local/nvidia/lib64", False),
+        ("/run/opengl-driver/lib", False),
+        ("/usr/local/cuda-12.4/compat", False),
+        ("/usr/local/cuda/lib64/stubs", False),
+        ("/usr/lib/x86_64-linux-gnu/stubs", False),
+    ],
+)
+def test_every_folder_where_a_library_may_lie(tree, folder, searched):
+    root = tree(f"{folder}/libcuda.so.1")
+    rows, taken = listed(root)
+    assert [(row[0], row[2]) for row in rows] == [(f"{folder}/libcuda.so.1", searched)]
+    assert (taken is not None) == searched
+
+
+def test_a_flaw_comes_before_all_else_that_speaks_against_a_library(tree):
+    root = tree("/usr/lib/libcuda.so.1", "/lib/libcuda.so.1")
+    for folder in ("usr/lib", "lib"):
+        os.truncate(f"{root}/{folder}/libcuda.so.1", 0)
+    os.truncate(f"{root}/lib/libcuda.so.1", 3)
+    found = find_candidates({}, root=root, cache="", machine="x86_64", system="linux")
+    assert all(c.why_not.startswith("it is not a shared library (it ") for c in found)
+    whole = tree("/usr/lib/libcuda.so.1")
+    (_, found) = find_candidates({}, root=whole, cache="", machine="x86_64", system="linux")
+    assert found.why_not is None
+
+
 def test_separators_and_empty_entries_of_the_variable(tree, monkeypatch):
     root = tree("/a/libcuda.so.1", "/here/libcuda.so.1")
     monkeypatch.chdir(f"{root}/here")
@@ -771,3 +808,21 @@ def test_toolkit(tmp_path):
         assert find_toolkit(environment) == ("12.4", str(nvcc))
     nvcc.write_text("#!/bin/sh\nexit 1\n")
     assert find_toolkit({"CUDA_PATH": str(tmp_path)}) is None
+
+
+def test_the_toolkit_is_asked_for_its_version_alone(tmp_path, monkeypatch):
+    script = "[ \"$*\" = --version ] && echo 'Cuda compilation tools, release 12.6, V12.6.20'"
+    (tmp_path / "nvcc").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    assert find_toolkit({"PATH": str(tmp_path)}) == ("12.6", str(tmp_path / "nvcc"))
+    monkeypatch.setattr(shutil, "which", lambda *arguments, **options: None)
+    assert find_toolkit({"PATH": str(tmp_path)}) is None
+
+
+def test_a_machine_with_gpus_of_both_makers_is_not_amds():
+    from numba_swap.driver.machine import Machine
+
+    assert Machine(0, 1, False, None, False).is_amd
+    assert Machine(0, 0, True, None, False).is_amd
+    assert not Machine(1, 1, True, None, False).is_amd
+    assert not Machine(0, 0, False, None, False).is_amd
