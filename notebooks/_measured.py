@@ -12,18 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numba_swap.bench.ab.arms import parse_arms
-from numba_swap.bench.ab.cases import DEFAULT_SPAN_BYTES, DIRECTIONS, make_cases
-from numba_swap.bench.ab.crossover import find_crossovers
-from numba_swap.bench.ab.effects import Effect
-from numba_swap.bench.ab.gpu import open_gpu
-from numba_swap.bench.ab.grids import Cell
-from numba_swap.bench.ab.report import effect_between
-from numba_swap.bench.ab.results import CellResult, Result, load_result, select_cells
-from numba_swap.bench.ab.run import Bench
-from numba_swap.bench.ab.sampling import Method
-from numba_swap.bench.ab.units import KIB
-from numba_swap.calibration import reference_document
+from numba_swap.dispatch.calibration import reference_document
+from numba_swap.tools.bench.ab.analysis.crossover import find_crossovers
+from numba_swap.tools.bench.ab.analysis.effects import Effect
+from numba_swap.tools.bench.ab.analysis.report import effect_between
+from numba_swap.tools.bench.ab.gpu.gpu import open_gpu
+from numba_swap.tools.bench.ab.measure.run import Bench
+from numba_swap.tools.bench.ab.measure.sampling import Method
+from numba_swap.tools.bench.ab.results.results import CellResult, Result, load_result, select_cells
+from numba_swap.tools.bench.ab.spec.arms import parse_arms
+from numba_swap.tools.bench.ab.spec.cases import DEFAULT_SPAN_BYTES, DIRECTIONS, make_cases
+from numba_swap.tools.bench.ab.spec.grids import Cell
+from numba_swap.tools.bench.ab.spec.units import KIB
 
 MODES = ("kernel", "batch", "loop")
 _DATA = Path(__file__).with_name("data")

@@ -155,7 +155,7 @@ def compare_requests(
 
 def _revisions_given(versions, constants):
     """In a child: the version that brought the revision given, for each name, in two ways."""
-    from numba_swap.driver.api import Driver
+    from numba_swap.driver.calls import Driver
     from numba_swap.driver.library import NvidiaLibrary
 
     library = NvidiaLibrary()

@@ -15,8 +15,10 @@ True
 from typing import TYPE_CHECKING, Any
 
 from numba_swap._version import __version__
-from numba_swap.copies import Direction
-from numba_swap.dispatch import Decision, Estimate
+from numba_swap.copies.copies import Direction
+from numba_swap.dispatch.ranking import Decision, Estimate
+from numba_swap.dispatch.settings import Mode, Policy, override
+from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import (
     BadArgumentError,
     BadPlanError,
@@ -29,16 +31,14 @@ from numba_swap.errors import (
     NumbaSwapError,
     UnsupportedArrayError,
 )
-from numba_swap.paging import ExchangePlan, exchange, plan_exchange
-from numba_swap.settings import Mode, Policy, override
-from numba_swap.swap import CopyPlan, plan_blocks, swap_blocks, swap_blocks_batch, warm_up
-from numba_swap.transfer import Transfer
-from numba_swap.versions import DriverVersion
+from numba_swap.swap.exchange.verbs import ExchangePlan, exchange, plan_exchange
+from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.verbs import CopyPlan, plan_blocks, swap_blocks, swap_blocks_batch, warm_up
 
 if TYPE_CHECKING:
-    from numba_swap.bench.calibrate import calibrate
-    from numba_swap.info import driver_info
-    from numba_swap.simulation import simulate
+    from numba_swap.driver.simulated.gpu import simulate
+    from numba_swap.tools.bench.calibrate import calibrate
+    from numba_swap.tools.info.driver_info import driver_info
 
 __all__ = [
     "BadArgumentError",
@@ -74,9 +74,9 @@ __all__ = [
 ]
 
 _LATE = {
-    "calibrate": "numba_swap.bench.calibrate",
-    "driver_info": "numba_swap.info",
-    "simulate": "numba_swap.simulation",
+    "calibrate": "numba_swap.tools.bench.calibrate",
+    "driver_info": "numba_swap.tools.info.driver_info",
+    "simulate": "numba_swap.driver.simulated.gpu",
 }
 
 

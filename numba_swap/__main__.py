@@ -2,7 +2,7 @@
 
 import sys
 
-from numba_swap.cli import main
+from numba_swap.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

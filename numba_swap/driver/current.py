@@ -6,7 +6,7 @@ import os
 import threading
 from typing import Any
 
-from numba_swap.driver.api import Driver
+from numba_swap.driver.calls import Driver
 from numba_swap.errors import forked_error
 
 _lock = threading.Lock()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from numba_swap.driver import abi
+from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import EntryPointNotFoundError
-from numba_swap.versions import DriverVersion
 
 _STATUS_NAMES = {
     abi.SYMBOL_FOUND: "found",

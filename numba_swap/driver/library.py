@@ -16,12 +16,12 @@ import sys
 from typing import Protocol
 
 from numba_swap.driver import abi
-from numba_swap.driver.candidates import find_candidates, predict
-from numba_swap.driver.elf import find_flaw
 from numba_swap.driver.entry_points import Answer, ProcAddress
-from numba_swap.driver.machine import look_at_machine
+from numba_swap.driver.search.candidates import find_candidates, predict
+from numba_swap.driver.search.elf import find_flaw
+from numba_swap.driver.search.machine import look_at_machine
+from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import DriverUnavailableError
-from numba_swap.versions import DriverVersion
 
 _LIBRARY_NAME = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # CUresult of every function of the toolkit's stub.

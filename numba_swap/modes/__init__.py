@@ -6,7 +6,8 @@ enqueues it.
 
 from types import ModuleType
 
-from numba_swap.modes import batch, kernel, loop
-from numba_swap.settings import Mode
+from numba_swap.dispatch.settings import Mode
+from numba_swap.modes import batch, loop
+from numba_swap.modes.kernel import launch as kernel
 
 MODES: dict[Mode, ModuleType] = {Mode.BATCH: batch, Mode.LOOP: loop, Mode.KERNEL: kernel}

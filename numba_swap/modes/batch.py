@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 
-from numba_swap.copies import Copies
-from numba_swap.costs import batch_streams
-from numba_swap.dispatch import Situation
+from numba_swap.copies.copies import Copies
+from numba_swap.device.in_flight import InFlight
+from numba_swap.device.streams import is_legacy
+from numba_swap.dispatch.cost_model import batch_streams
+from numba_swap.dispatch.ranking import Situation
+from numba_swap.dispatch.settings import current_settings
 from numba_swap.driver import abi
-from numba_swap.driver.api import Driver
-from numba_swap.in_flight import InFlight
-from numba_swap.settings import current_settings
-from numba_swap.streams import is_legacy
-from numba_swap.versions import DriverVersion
+from numba_swap.driver.calls import Driver
+from numba_swap.driver.version import DriverVersion
 
 _FUNCTION = abi.MEMCPY_BATCH_ASYNC.name
 _SINCE = DriverVersion.from_encoded(abi.MEMCPY_BATCH_ASYNC.version)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from numba_swap.copies import Copies
-from numba_swap.dispatch import Situation
-from numba_swap.driver.api import Driver
-from numba_swap.in_flight import InFlight
+from numba_swap.copies.copies import Copies
+from numba_swap.device.in_flight import InFlight
+from numba_swap.dispatch.ranking import Situation
+from numba_swap.driver.calls import Driver
 
 _FUNCTION = "cuMemcpyAsync"
 

@@ -9,7 +9,7 @@ import json
 import sys
 
 from numba_swap.driver import abi
-from numba_swap.driver.api import Driver
+from numba_swap.driver.calls import Driver
 from numba_swap.driver.library import NvidiaLibrary
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from numba_swap.cli import main
+from numba_swap.tools.cli import main
 
 pytestmark = pytest.mark.museum
 

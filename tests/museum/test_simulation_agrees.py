@@ -16,7 +16,7 @@ import pytest
 import numba_swap as ns
 from numba_swap.driver import abi
 from numba_swap.driver.simulated import SimulatedLibrary
-from numba_swap.versions import DriverVersion
+from numba_swap.driver.version import DriverVersion
 
 HERE = Path(__file__).parent
 FACTS = json.loads((HERE / "facts.json").read_text())["drivers"]

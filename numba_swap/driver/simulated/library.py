@@ -21,8 +21,8 @@ from numba_swap.driver.simulated.faults import FaultPlan
 from numba_swap.driver.simulated.functions import ERROR_NAMES, ERROR_UNKNOWN, Functions
 from numba_swap.driver.simulated.memory import Allocation, Kind, SimulatedFailure
 from numba_swap.driver.simulated.timeline import Action, Graph, Stream
+from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import DriverCallError, DriverUnavailableError
-from numba_swap.versions import DriverVersion
 
 _NEWEST = DriverVersion(13, 0)
 _BEFORE_INIT = {"cuGetProcAddress", "cuInit", "cuDriverGetVersion", "cuGetErrorName"}

@@ -1,0 +1,207 @@
+"""What keeps memory alive until the GPU is done with it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import threading
+
+from numba_swap.driver.calls import Driver
+from numba_swap.errors import DriverCallError, NumbaSwapError, forked_error
+
+
+class InFlight:
+    """Enqueued work: an event behind it, and everything that must outlive it.
+
+    Parameters
+    ----------
+    driver : Driver
+        The driver it runs on.
+    context : int
+        Context of the stream, the calling thread's at this moment.
+    holds : tuple of object
+        Arrays and descriptors to keep alive.
+    captured : bool
+        Whether the stream is being captured into a graph.
+    event : int, optional
+        An event of the context; one is taken if none is given.
+
+    Attributes
+    ----------
+    event : int
+        To be recorded behind the work; 0 if it is captured, or over.
+    """
+
+    __slots__ = ("__weakref__", "_context", "_driver", "_error", "_holds", "event")
+
+    def __init__(
+        self,
+        driver: Driver,
+        context: int,
+        holds: tuple[object, ...],
+        captured: bool,
+        event: int = 0,
+    ) -> None:
+        self._driver = driver
+        self._context = context
+        self._holds = holds
+        self._error: NumbaSwapError | None = None
+        if captured:
+            self.event = 0
+            # A graph may replay the work at any time: never release anything.
+            _kept.append(self)
+        else:
+            self.event = event or driver.pools.take_event(context)
+            _unfinished[id(self)] = self
+
+    def hold(self, *more: object) -> None:
+        """Keep more objects alive until the work is over."""
+        self._holds += more
+
+    def close(self, stream: int) -> None:
+        """Mark the end of the work in its stream, for work that was not submitted with `event`."""
+        if self.event:
+            self._driver.record_event(self.event, stream)
+
+    def close_after_failure(self, stream: int) -> None:
+        """Track what may have been submitted before an error to its end, and release it then.
+
+        Where even that fails, nothing is ever released: better than to free what may be in use.
+        """
+        if not self.event:
+            return  # captured, or kept for good
+        try:
+            self.close(stream)
+        except DriverCallError:
+            self.keep_for_good()
+        else:
+            self.abandon()
+
+    def keep_for_good(self) -> None:
+        """Never release anything: work is in flight, and nothing will tell when it is over."""
+        if _unfinished.pop(id(self), None) is not None:
+            self.event = 0
+            _kept.append(self)
+
+    def cancel(self) -> None:
+        """Forget it: nothing was submitted."""
+        self._release()
+
+    @property
+    def over(self) -> bool:
+        """Whether it is known to be over; never for captured work."""
+        return self.event == 0 and not self._holds
+
+    def poll(self) -> bool:
+        """Look whether it is over, and release what it held if so."""
+        if self._error is not None:
+            raise self._error
+        if self.event:
+            try:
+                if not self._driver.event_done(self.event):
+                    return False
+            except DriverCallError as error:
+                self._fail(error)
+                raise
+            self._release()
+        return True
+
+    def wait(self) -> None:
+        """Block until it is over, and release what it held."""
+        if self._error is not None:
+            raise self._error
+        if self.event:
+            try:
+                self._driver.synchronize_event(self.event)
+            except DriverCallError as error:
+                self._fail(error)
+                raise
+            self._release()
+
+    def abandon(self) -> None:
+        """Leave it to the reaper: nobody will wait for it."""
+        if self.event:
+            _reaper.adopt(self)
+
+    def wait_in_own_context(self) -> None:
+        """Wait in a thread that may have another context, or none."""
+        with self._driver.activate(self._context):
+            self.wait()
+
+    def _fail(self, error: DriverCallError) -> None:
+        if not error.sticky:
+            return  # the question failed, not the work: it may still be running
+        # Work that failed has broken its context for good: its event is not used again, and
+        # nothing runs there any more that could touch what is released now.
+        self._error = error
+        if _unfinished.pop(id(self), None) is not None:
+            self.event = 0
+            self._holds = ()
+
+    def _release(self) -> None:
+        # Popping is atomic: of several threads that waited, one releases.
+        if _unfinished.pop(id(self), None) is not None:
+            self._driver.pools.give_event(self._context, self.event)
+            self.event = 0
+            self._holds = ()
+
+
+class _Reaper:
+    """A thread that waits for transfers nobody waits for, so that their memory is released."""
+
+    def __init__(self) -> None:
+        # SimpleQueue.put is safe in a destructor, which may interrupt any code, this included.
+        self._queue: queue.SimpleQueue[InFlight] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def adopt(self, work: InFlight) -> None:
+        self._queue.put(work)
+        if self._thread is None and self._lock.acquire(blocking=False):
+            try:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run, name="numba_swap reaper", daemon=True
+                    )
+                    self._thread.start()
+            except RuntimeError:
+                self._thread = None  # the interpreter is shutting down; _wait_for_all does it
+            finally:
+                self._lock.release()
+
+    def _run(self) -> None:
+        while True:
+            work = self._queue.get()
+            # The error stays with the work; the user dropped the only way to see it.
+            with contextlib.suppress(DriverCallError):
+                work.wait_in_own_context()
+            del work  # not held while the next one is waited for
+
+
+def _forget_all() -> None:
+    """In a forked child nothing is in flight and no thread waits: CUDA does not survive a fork."""
+    global _reaper  # noqa: PLW0603
+    for work in list(_unfinished.values()):
+        # Its memory is not released: the libraries that own it would call a driver that is gone.
+        work.keep_for_good()
+        work._error = forked_error()
+    _reaper = _Reaper()
+
+
+_reaper = _Reaper()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+_unfinished: dict[int, InFlight] = {}
+# Work captured into graphs, whose descriptors and arrays are needed as long as any graph lives;
+# and work of which nothing tells when it is over.
+_kept: list[InFlight] = []
+
+
+@atexit.register
+def _wait_for_all() -> None:
+    """Let no copy run into memory that the end of the interpreter frees."""
+    for work in list(_unfinished.values()):
+        with contextlib.suppress(DriverCallError):
+            work.wait_in_own_context()

@@ -1,0 +1,1 @@
+"""Which mode, and why: pure rules over facts."""

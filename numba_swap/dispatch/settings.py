@@ -1,0 +1,248 @@
+"""What a user can force: mode, policy, how new the driver may pretend to be, the batch's length.
+
+From the strongest to the weakest: the ``mode=`` argument of a call, `override`, the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from numba_swap.driver.version import DriverVersion, DriverVersionLike
+from numba_swap.errors import BadArgumentError
+
+MODE_VARIABLE = "NUMBA_SWAP_MODE"
+POLICY_VARIABLE = "NUMBA_SWAP_POLICY"
+DRIVER_VERSION_VARIABLE = "NUMBA_SWAP_DRIVER_VERSION"
+BATCH_DESCRIPTORS_VARIABLE = "NUMBA_SWAP_BATCH_DESCRIPTORS"
+
+# Calls of 128 copies each, over several streams in turn, keep them all busy to the end: measured
+# on an H200, driver 580. (A call of 51,828 copies crashed on another machine: vLLM issue 49276.)
+DEFAULT_BATCH_DESCRIPTORS = 128
+
+
+class Mode(enum.StrEnum):
+    """How the bytes are moved.
+
+    Attributes
+    ----------
+    BATCH
+        The driver's ``cuMemcpyBatchAsync`` (CUDA 12.8 and later): many copies a call, in chunks of
+        `Settings.batch_descriptors` over up to eight streams.
+    LOOP
+        One call of ``cuMemcpyAsync`` a copy.
+    KERNEL
+        A Numba kernel that reads and writes both sides from the GPU.
+    """
+
+    BATCH = "batch"
+    LOOP = "loop"
+    KERNEL = "kernel"
+
+
+class Policy(enum.StrEnum):
+    """What a choice of the mode is to be good for.
+
+    Attributes
+    ----------
+    THROUGHPUT
+        The least predicted time from call to completion, with all means: private streams, and
+        several parts at once.
+    OVERLAP
+        Leave the GPU's multiprocessors to other kernels: copy engines where they are nearly as
+        fast, else a kernel of few thread blocks.
+    LATENCY
+        The least predicted time for a swap submitted in its own stream, as one piece: no private
+        streams, no parts.
+    """
+
+    THROUGHPUT = "throughput"
+    OVERLAP = "overlap"
+    LATENCY = "latency"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is forced; None where nothing is.
+
+    Attributes
+    ----------
+    mode : Mode or None
+        The mode to use where a call says ``"auto"``.
+    driver_version : DriverVersion or None
+        The newest driver to pretend; a newer one is treated as this version.
+    batch_descriptors : int
+        The most copies that one call of ``cuMemcpyBatchAsync`` is given.
+    policy : Policy
+        What the choice is to be good for, where a call does not say.
+    """
+
+    mode: Mode | None = None
+    driver_version: DriverVersion | None = None
+    batch_descriptors: int = DEFAULT_BATCH_DESCRIPTORS
+    policy: Policy = Policy.THROUGHPUT
+
+    def cap(self, version: DriverVersion) -> DriverVersion:
+        """Return the version that counts for a driver of this version."""
+        return min(version, self.driver_version or version)
+
+
+def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
+    """Read a mode as a user may give it; None for ``"auto"``.
+
+    Raises
+    ------
+    BadArgumentError
+        If it names no mode; the message says where the value came from.
+    """
+    name = value.strip().lower() if isinstance(value, str) else value
+    if name == "auto":
+        return None
+    try:
+        return Mode(name)
+    except ValueError:
+        choices = ", ".join(repr(str(mode)) for mode in Mode)
+        raise BadArgumentError(
+            f"{source}={value!r} is no mode: choose 'auto' or one of {choices}"
+        ) from None
+
+
+def parse_policy(value: Policy | str, source: str = "policy") -> Policy:
+    """Read a policy as a user may give it.
+
+    Raises
+    ------
+    BadArgumentError
+        If it names no policy; the message says where the value came from.
+    """
+    try:
+        return Policy(value.strip().lower() if isinstance(value, str) else value)
+    except ValueError:
+        choices = ", ".join(repr(str(policy)) for policy in Policy)
+        raise BadArgumentError(
+            f"{source}={value!r} is no policy: choose one of {choices}"
+        ) from None
+
+
+def check_positive(value: Any, name: str) -> None:
+    """Refuse what is no positive integer.
+
+    Raises
+    ------
+    BadArgumentError
+        Naming the argument and its value.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise BadArgumentError(f"{name}={value!r} is no positive integer")
+
+
+def settings_from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read the variables; empty ones count as not set.
+
+    Raises
+    ------
+    BadArgumentError
+        If one of them cannot be read; the message names the variable.
+    """
+    mode = environment.get(MODE_VARIABLE) or "auto"
+    version = environment.get(DRIVER_VERSION_VARIABLE)
+    try:
+        cap = DriverVersion.parse(version) if version else None
+    except BadArgumentError as error:
+        raise BadArgumentError(f"{DRIVER_VERSION_VARIABLE}: {error}") from None
+    descriptors = environment.get(BATCH_DESCRIPTORS_VARIABLE) or str(DEFAULT_BATCH_DESCRIPTORS)
+    if not descriptors.isdecimal() or int(descriptors) == 0:
+        raise BadArgumentError(
+            f"{BATCH_DESCRIPTORS_VARIABLE}={descriptors!r} is no positive number"
+        )
+    policy = environment.get(POLICY_VARIABLE) or Policy.THROUGHPUT
+    return Settings(
+        parse_mode(mode, MODE_VARIABLE),
+        cap,
+        int(descriptors),
+        parse_policy(policy, POLICY_VARIABLE),
+    )
+
+
+@cache
+def _environment_settings() -> Settings:
+    return settings_from_environment(os.environ)
+
+
+_override: ContextVar[Settings | None] = ContextVar("numba_swap_override", default=None)
+
+
+def current_settings() -> Settings:
+    """Return what is in force here: `override`, else the environment as first read."""
+    return _override.get() or _environment_settings()
+
+
+def mode_source() -> str:
+    """Say who forces the mode that is in force here, for reasons and messages."""
+    overridden = _override.get()
+    if overridden is None or overridden.mode is _environment_settings().mode:
+        return f"the environment variable {MODE_VARIABLE}"
+    return "override"
+
+
+@contextlib.contextmanager
+def override(
+    *,
+    mode: Mode | str | None = None,
+    driver_version: DriverVersionLike | None = None,
+    batch_descriptors: int | None = None,
+    policy: Policy | str | None = None,
+) -> Iterator[Settings]:
+    """Force a mode, or pretend an older driver, for the calls inside.
+
+    Parameters
+    ----------
+    mode : Mode or str, optional
+        The mode for calls that say ``mode="auto"``; ``"auto"`` lifts an outer override. A forced
+        mode that cannot run raises `ModeUnavailableError`, it is never replaced by another.
+    driver_version : tuple of int, str or DriverVersion, optional
+        Treat a newer driver as this version: entry points that such a driver would not have are
+        hidden. A version above the real one changes nothing.
+    batch_descriptors : int, optional
+        The most copies to give to one call of ``cuMemcpyBatchAsync``; 128 if nothing is said.
+    policy : Policy or str, optional
+        What ``mode="auto"`` is to be good for: ``"throughput"``, ``"overlap"`` or ``"latency"``.
+
+    Yields
+    ------
+    Settings
+        What is in force inside.
+
+    Notes
+    -----
+    The override belongs to the current context (`contextvars`): other threads are not affected,
+    and a thread started inside does not inherit it before Python 3.14. What is not given is
+    inherited from an enclosing override or the environment. Plans obey the override in force
+    when they *run*, not when they are made.
+
+    Examples
+    --------
+    >>> with override(mode="loop", driver_version=(12, 4)) as settings:
+    ...     settings.mode, str(settings.driver_version)
+    (<Mode.LOOP: 'loop'>, '12.4')
+    """
+    outer = current_settings()
+    if batch_descriptors is not None:
+        check_positive(batch_descriptors, "batch_descriptors")
+    settings = Settings(
+        outer.mode if mode is None else parse_mode(mode),
+        outer.driver_version if driver_version is None else DriverVersion.parse(driver_version),
+        outer.batch_descriptors if batch_descriptors is None else batch_descriptors,
+        outer.policy if policy is None else parse_policy(policy),
+    )
+    token = _override.set(settings)
+    try:
+        yield settings
+    finally:
+        _override.reset(token)

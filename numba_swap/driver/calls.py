@@ -1,0 +1,497 @@
+"""The driver as the floors above see it: Python names, checked return codes, no C spelling."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Iterator
+from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from numba_swap.device.resources import PinnedBuffer, Pools
+from numba_swap.driver import abi
+from numba_swap.driver.entry_points import EntryPoints
+from numba_swap.driver.version import DriverVersion
+from numba_swap.errors import DriverCallError, DriverUnavailableError, forked_error
+
+if TYPE_CHECKING:
+    from numba_swap.driver.library import DriverLibrary
+
+_QUERIED = (
+    abi.POINTER_MEMORY_TYPE,
+    abi.POINTER_IS_MANAGED,
+    abi.POINTER_DEVICE_ORDINAL,
+    abi.POINTER_DEVICE_POINTER,
+    abi.POINTER_RANGE_START,
+    abi.POINTER_RANGE_SIZE,
+)
+_QUERY_CODES = (c_int * len(_QUERIED))(*_QUERIED)
+_QUERY_CODES_ADDRESS = ctypes.addressof(_QUERY_CODES)
+
+
+class PointerInfo(NamedTuple):
+    """What the driver knows of one address; all zero if it knows nothing.
+
+    Attributes
+    ----------
+    memory_type : int
+        1 host, 2 device, 0 memory that CUDA did not allocate or register.
+    managed : int
+        1 if it is managed memory, else 0.
+    device : int
+        Ordinal of the device that it belongs to or was allocated for.
+    device_address : int
+        The address by which a kernel reaches it, 0 if it cannot.
+    start, nbytes : int
+        The allocation or registration that holds the address.
+    """
+
+    memory_type: int
+    managed: int
+    device: int
+    device_address: int
+    start: int
+    nbytes: int
+
+
+class Driver:
+    """A driver library, its entry points, and typed calls of them.
+
+    Parameters
+    ----------
+    library : DriverLibrary
+        NVIDIA's, or a simulated one: the same code runs over both.
+
+    Attributes
+    ----------
+    version : DriverVersion
+        The CUDA version that the driver supports.
+    entry_points : EntryPoints
+        Every function asked for, with the driver's answer.
+    pools : Pools
+        Events, pinned buffers and private streams to use again.
+    kernels : dict
+        Handle of the copy kernel on each device, for the mode that loads it.
+    costs : dict
+        What copies cost on each device, for `calibration`, which finds that out.
+    initialized : bool
+        Whether the driver was initialised through this object.
+    """
+
+    def __init__(self, library: DriverLibrary) -> None:
+        self.library = library
+        self.entry_points = EntryPoints(library.proc_address)
+        self._addresses: dict[str, int] = {}
+        for name, answer in self.entry_points.answers.items():
+            if answer.found:
+                self._addresses[name] = answer.address
+                setattr(self, f"_{name}", self.entry_points.function(name))
+        version = c_int()
+        self._check(self._cuDriverGetVersion(byref(version)), "cuDriverGetVersion")
+        self.version = DriverVersion.from_encoded(version.value)
+        self._probed = tuple(
+            self.address(name)
+            for name in ("cuCtxGetCurrent", "cuStreamGetCtx", "cuStreamIsCapturing")
+        )
+        self._query = self.address("cuPointerGetAttributes")
+        self.pools = Pools(self)
+        self.kernels: dict[tuple[int, str], int] = {}
+        self.costs: dict[int, Any] = {}
+        self.initialized = False
+        self._primary_contexts: dict[int, int] = {}
+        self._context_devices: dict[int, int] = {}
+        self._batch_attributes = abi.MemcpyAttributes(src_access_order=abi.SRC_ACCESS_ORDER_STREAM)
+        self._batch_attribute_index = c_size_t(0)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for an entry point that the driver does not have.
+        if name.startswith("_cu"):
+            return self.entry_points.function(name[1:])
+        raise AttributeError(name)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this is a simulation over host memory."""
+        return self.library.simulated
+
+    def has(self, name: str) -> bool:
+        """Whether the entry point was found."""
+        return self.entry_points.answers[name].found
+
+    def address(self, name: str) -> int:
+        """Address of an entry point, for compiled callers."""
+        try:
+            return self._addresses[name]
+        except KeyError:
+            self.entry_points.function(name)  # says why there is none
+            raise
+
+    def error_name(self, code: int) -> str:
+        """Return the driver's name of a return code."""
+        name = ctypes.c_char_p()
+        if self._cuGetErrorName(code, byref(name)) == abi.SUCCESS and name.value:
+            return name.value.decode()
+        return f"unknown error {code}"
+
+    def _check(self, code: int, function: str) -> None:
+        if code:
+            raise DriverCallError(function, code, self.error_name(code))
+
+    # -- devices and contexts ---------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Initialise the driver; cheap after the first time.
+
+        Raises
+        ------
+        DriverUnavailableError
+            If the driver finds no device or cannot start.
+        """
+        if self.initialized:
+            return
+        code = self._cuInit(0)
+        if code == abi.ERROR_NOT_INITIALIZED:  # initialised by whoever used it before a fork
+            raise forked_error()
+        if code:
+            reason = f"[{code}] cuInit results in {self.error_name(code)}"
+            raise DriverUnavailableError(
+                f"the CUDA driver {self.library.path} has no usable device: {reason}. "
+                "Use numba_swap.simulate() to run without a GPU.",
+                [(self.library.path, reason)],
+            )
+        self.initialized = True
+
+    def device_count(self) -> int:
+        """Return the number of devices."""
+        self.initialize()
+        count = c_int()
+        self._check(self._cuDeviceGetCount(byref(count)), "cuDeviceGetCount")
+        return count.value
+
+    def device_name(self, device: int) -> str:
+        """Name of a device."""
+        self.initialize()
+        name = ctypes.create_string_buffer(256)
+        self._check(self._cuDeviceGetName(name, 256, device), "cuDeviceGetName")
+        return name.value.decode(errors="replace")
+
+    def device_attribute(self, attribute: int, device: int) -> int:
+        """One ``CUdevice_attribute`` of a device."""
+        self.initialize()
+        value = c_int()
+        self._check(
+            self._cuDeviceGetAttribute(byref(value), attribute, device), "cuDeviceGetAttribute"
+        )
+        return value.value
+
+    def current_context(self) -> int:
+        """Return the calling thread's context; device 0's primary one if it has none yet."""
+        self.initialize()
+        context, _, _ = self.probe(0)
+        if not context:
+            context = self.primary_context(0)
+            self._check(self._cuCtxSetCurrent(context), "cuCtxSetCurrent")
+        return context
+
+    def primary_context(self, device: int) -> int:
+        """Primary context of a device, the one that Numba, CuPy and PyTorch use.
+
+        It is retained and never released: releasing it at exit would race with the libraries
+        that share it.
+        """
+        if device not in self._primary_contexts:
+            context = c_void_p()
+            # Threads that get here together retain it once each, which is harmless; making it
+            # takes long, so no lock is held meanwhile.
+            self._check(
+                self._cuDevicePrimaryCtxRetain(byref(context), device),
+                "cuDevicePrimaryCtxRetain",
+            )
+            self._primary_contexts[device] = context.value or 0
+        return self._primary_contexts[device]
+
+    def context_device(self, context: int) -> int:
+        """Ordinal of the device of a context, which must be the calling thread's."""
+        if context not in self._context_devices:
+            device = c_int()
+            self._check(self._cuCtxGetDevice(byref(device)), "cuCtxGetDevice")
+            self._context_devices[context] = device.value
+        return self._context_devices[context]
+
+    def probe(self, stream: int) -> tuple[int, int, bool]:
+        """Ask what holds for a stream, in one compiled call.
+
+        Returns
+        -------
+        current : int
+            The calling thread's context, 0 if it has none.
+        context : int
+            The stream's; for a default stream the current one.
+        capturing : bool
+            Whether the stream is being captured into a graph.
+        """
+        step, code, current, context, capturing = compiled().probe(*self._probed, stream)
+        if step:
+            name = ("cuCtxGetCurrent", "cuStreamGetCtx", "cuStreamIsCapturing")[step - 1]
+            self._check(code, name)
+        return current, context, capturing != abi.CAPTURE_STATUS_NONE
+
+    @contextlib.contextmanager
+    def activate(self, context: int) -> Iterator[None]:
+        """Make a context the calling thread's, and put the former one back afterwards."""
+        self.initialize()
+        former = self.probe(0)[0]
+        if former == context:
+            yield
+            return
+        self._check(self._cuCtxSetCurrent(context), "cuCtxSetCurrent")
+        try:
+            yield
+        finally:
+            self._check(self._cuCtxSetCurrent(former or None), "cuCtxSetCurrent")
+
+    # -- memory -----------------------------------------------------------------------------
+
+    def pointer_info(self, address: int) -> PointerInfo:
+        """Ask what an address is. An address unknown to CUDA is no error here."""
+        code, *values = compiled().pointer_attributes(self._query, _QUERY_CODES_ADDRESS, address)
+        if code:
+            self._check(code, "cuPointerGetAttributes")
+        return PointerInfo._make(values)
+
+    def find_allocations(
+        self, starts: Any, sizes: Any, row: int, count: int, table: Any, in_order: bool
+    ) -> tuple[int, int, int]:
+        """Ask, once an allocation, what ranges lie in; see `native.rows.find_allocations`."""
+        problem, row, count = compiled().find_allocations(
+            *self.query_functions, starts, sizes, row, count, table, int(in_order)
+        )
+        if problem > 0:
+            self._check(problem, "cuPointerGetAttributes")
+        return problem, row, count
+
+    def device_alloc(self, nbytes: int) -> int:
+        """Allocate memory on the device of the calling thread's context."""
+        address = c_uint64()
+        with self.relaxed_capture():
+            self._check(self._cuMemAlloc(byref(address), nbytes), "cuMemAlloc")
+        return address.value
+
+    def host_alloc(self, nbytes: int) -> int:
+        """Allocate pinned host memory that every context can use, also during stream capture."""
+        address = c_void_p()
+        with self.relaxed_capture():
+            self._check(
+                self._cuMemHostAlloc(byref(address), nbytes, abi.MEM_HOST_ALLOC_PORTABLE),
+                "cuMemHostAlloc",
+            )
+        return address.value or 0
+
+    def host_free(self, address: int) -> None:
+        """Free pinned host memory."""
+        with self.relaxed_capture():
+            self._check(self._cuMemFreeHost(address), "cuMemFreeHost")
+
+    # -- streams and events -----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def relaxed_capture(self) -> Iterator[None]:
+        """Allow this thread calls that would end another thread's stream capture.
+
+        Allocations and event queries touch no captured stream here, but the driver cannot know.
+        """
+        mode = c_int(abi.CAPTURE_MODE_RELAXED)
+        self._cuThreadExchangeStreamCaptureMode(byref(mode))
+        try:
+            yield
+        finally:
+            self._cuThreadExchangeStreamCaptureMode(byref(mode))
+
+    @staticmethod
+    def is_default_stream(stream: int) -> bool:
+        """Whether a handle is a default stream, which belongs to whatever context is current."""
+        return stream <= abi.STREAM_PER_THREAD
+
+    def create_stream(self) -> int:
+        """Create a stream that does not synchronise with the legacy default stream."""
+        stream = c_void_p()
+        with self.relaxed_capture():
+            self._check(
+                self._cuStreamCreate(byref(stream), abi.STREAM_NON_BLOCKING), "cuStreamCreate"
+            )
+        return stream.value or 0
+
+    def create_event(self) -> int:
+        """Create an event without timing, the cheapest kind."""
+        event = c_void_p()
+        with self.relaxed_capture():
+            self._check(
+                self._cuEventCreate(byref(event), abi.EVENT_DISABLE_TIMING), "cuEventCreate"
+            )
+        return event.value or 0
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Mark the work enqueued in a stream so far."""
+        self._check(self._cuEventRecord(event, stream), "cuEventRecord")
+
+    def wait_event(self, stream: int, event: int) -> None:
+        """Let later work in a stream wait for an event; the host does not wait."""
+        self._check(self._cuStreamWaitEvent(stream, event, 0), "cuStreamWaitEvent")
+
+    def event_done(self, event: int) -> bool:
+        """Whether the work before an event is over."""
+        code = self._call_relaxed("cuEventQuery", event)
+        if code == abi.ERROR_NOT_READY:
+            return False
+        self._check(code, "cuEventQuery")
+        return True
+
+    def synchronize_event(self, event: int) -> None:
+        """Block until the work before an event is over; the GIL is released."""
+        self._check(self._call_relaxed("cuEventSynchronize", event), "cuEventSynchronize")
+
+    def _call_relaxed(self, name: str, handle: int) -> int:
+        addresses = self._addresses
+        code: int = compiled().call_relaxed(
+            addresses["cuThreadExchangeStreamCaptureMode"], addresses[name], handle
+        )
+        return code
+
+    # -- copies -----------------------------------------------------------------------------
+
+    def memcpy_batch_async(
+        self, dst: int, src: int, sizes: int, count: int, stream: int
+    ) -> tuple[int, int | None]:
+        """Submit many copies in one call.
+
+        Parameters
+        ----------
+        dst, src, sizes : int
+            Addresses of arrays of `count` 64-bit destinations, sources and lengths in bytes.
+        count : int
+            Number of copies, at least 1.
+        stream : int
+            Any stream but the legacy default one.
+
+        Returns
+        -------
+        code : int
+            The driver's return code.
+        failing_index : int or None
+            The copy at fault; None unless the driver wrote a usable index.
+        """
+        fail_index = c_size_t(abi.SIZE_MAX)
+        code = self._cuMemcpyBatchAsync(
+            dst,
+            src,
+            sizes,
+            count,
+            byref(self._batch_attributes),
+            byref(self._batch_attribute_index),
+            1,
+            byref(fail_index),
+            stream,
+        )
+        return code, fail_index.value if code and fail_index.value < count else None
+
+    def memcpy_loop(
+        self, dst: Any, src: Any, sizes: Any, uniform: int, stream: int
+    ) -> tuple[int, int]:
+        """Submit copies one by one, in one compiled loop; see `native.rows.memcpy_loop`."""
+        code, index = compiled().memcpy_loop(
+            self.address("cuMemcpyAsync"), dst, src, sizes, uniform, stream
+        )
+        return code, index
+
+    def memcpy_async(self, dst: int, src: int, nbytes: int, stream: int) -> None:
+        """Enqueue one copy."""
+        self._check(self._cuMemcpyAsync(dst, src, nbytes, stream), "cuMemcpyAsync")
+
+    @functools.cached_property
+    def launch_functions(self) -> tuple[int, int, int, int, int]:
+        """Addresses that `native.rows.launch_and_record` needs."""
+        return (
+            self.address("cuCtxGetCurrent"),
+            self.address("cuStreamGetCtx"),
+            self.address("cuStreamIsCapturing"),
+            self.address("cuLaunchKernel"),
+            self.address("cuEventRecord"),
+        )
+
+    @property
+    def query_functions(self) -> tuple[int, int]:
+        """Address of the pointer query, and of the codes it is asked with."""
+        return self._query, _QUERY_CODES_ADDRESS
+
+    def launch_kernel(
+        self,
+        function: int,
+        blocks: int,
+        threads: int,
+        stream: int,
+        arguments: tuple[int, ...],
+        event: int,
+        context: int = 0,
+    ) -> bool:
+        """Launch a kernel of seven 64-bit parameters, and record an event (if not 0) behind it.
+
+        Parameters
+        ----------
+        function, blocks, threads, stream, arguments
+            The launch.
+        event : int
+            Event to record, or 0.
+        context : int
+            If not 0, nothing is done unless this is the current context and the stream's, and
+            the stream is not being captured.
+
+        Returns
+        -------
+        bool
+            Whether it was launched.
+        """
+        step, code = compiled().launch_and_record(
+            self.launch_functions, context, function, blocks, threads, stream, arguments, event
+        )
+        return self._launched(step, code)
+
+    def swap_again(
+        self, constants: Any, mapping: Any, buffer: PinnedBuffer, blocks: int, event: int
+    ) -> bool:
+        """Place rows and launch the kernel on them if all is as before.
+
+        See `native.rows.swap_again`.
+
+        Returns
+        -------
+        bool
+            Whether it was launched; if not, nothing was done.
+        """
+        step, code = compiled().swap_again(
+            constants, mapping, buffer.words, buffer.address, blocks, event
+        )
+        return self._launched(step, code)
+
+    def _launched(self, step: int, code: int) -> bool:
+        if step == 1:
+            note = "Nothing was copied."
+            raise DriverCallError(
+                "cuLaunchKernel",
+                code,
+                self.error_name(code),
+                note=note,
+                submitted=0,
+                submitted_rows=(),
+            )
+        if step > 0:
+            self._check(code, "cuEventRecord")
+        return step == 0
+
+
+@functools.cache
+def compiled() -> Any:
+    """Return the module of compiled functions, imported when first needed."""
+    from numba_swap.native import rows as compiled
+
+    return compiled

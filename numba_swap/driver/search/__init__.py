@@ -1,0 +1,1 @@
+"""Where driver libraries lie, and what their files say."""

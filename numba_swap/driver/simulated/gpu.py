@@ -1,0 +1,224 @@
+"""Running without a GPU: a simulated driver, with arrays and streams to use on it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import weakref
+from collections.abc import Iterator
+from types import EllipsisType, NoneType
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_swap.driver.calls import Driver
+from numba_swap.driver.current import enter_driver, leave_driver
+from numba_swap.driver.simulated import SimulatedLibrary
+from numba_swap.driver.simulated.memory import Kind
+from numba_swap.driver.version import DriverVersion, DriverVersionLike
+from numba_swap.errors import UnsupportedArrayError
+
+Shape: TypeAlias = int | tuple[int, ...]
+BasicIndex: TypeAlias = int | np.integer[Any] | slice | EllipsisType | None
+
+
+class SimulatedStream:
+    """A stream of a simulated driver; made by `SimulatedGPU.stream`.
+
+    Attributes
+    ----------
+    handle : int
+        The driver's handle of it.
+    """
+
+    def __init__(self, library: SimulatedLibrary, handle: int) -> None:
+        self._library = library
+        self.handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+    def synchronize(self) -> None:
+        """Do all that is in the stream."""
+        self._library.synchronize_stream(self.handle)
+
+
+class SimulatedDeviceArray:
+    """An array in simulated device memory; made by `SimulatedGPU.device_array`.
+
+    The memory is freed when the array and all its views are gone.
+
+    Attributes
+    ----------
+    shape, strides : tuple of int
+        As those of a NumPy array.
+    dtype : dtype
+        Type of the elements.
+    nbytes : int
+        Bytes of all elements, gaps between them not counted.
+    """
+
+    def __init__(self, library: SimulatedLibrary, memory: npt.NDArray[Any]) -> None:
+        self._library = library
+        self._memory = memory
+        self.shape = memory.shape
+        self.strides = memory.strides
+        self.dtype = memory.dtype
+        self.nbytes = memory.nbytes
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        memory = self._memory
+        return {
+            "shape": self.shape,
+            "strides": None if memory.flags.c_contiguous else self.strides,
+            "typestr": self.dtype.str,
+            "data": (memory.ctypes.data if memory.size else 0, False),
+            "version": 3,
+            "stream": None,
+        }
+
+    def __getitem__(self, index: BasicIndex | tuple[BasicIndex, ...]) -> SimulatedDeviceArray:
+        """Return a view, of no dimensions for a single element."""
+        indices = index if isinstance(index, tuple) else (index,)
+        basic = (int, np.integer, slice, EllipsisType, NoneType)
+        if not all(isinstance(i, basic) and not isinstance(i, bool) for i in indices):
+            raise UnsupportedArrayError("only integers, slices, ... and None index device arrays")
+        if Ellipsis not in indices:
+            indices += (Ellipsis,)  # without it, a single element would be no view
+        return SimulatedDeviceArray(self._library, self._memory[indices])
+
+    def copy_to_host(self, stream: SimulatedStream | None = None) -> npt.NDArray[Any]:
+        """Return a copy as a NumPy array.
+
+        Parameters
+        ----------
+        stream : SimulatedStream, optional
+            Stream to copy in; the array returned holds the data once that is synchronised.
+            Without one, the copy is made in the legacy default stream and waited for.
+        """
+        host = np.empty(self.shape, self.dtype)
+        self._enqueue(host, self._memory, stream)
+        return host
+
+    def copy_to_device(self, array: npt.ArrayLike, stream: SimulatedStream | None = None) -> None:
+        """Copy a host array here; it is read before this returns.
+
+        Parameters
+        ----------
+        array : array_like
+            What to copy, of any shape that broadcasts to this one.
+        stream : SimulatedStream, optional
+            Stream to copy in. Without one, the copy is made in the legacy default stream and
+            waited for.
+        """
+        self._enqueue(self._memory, np.array(array, self.dtype), stream)
+
+    def _enqueue(
+        self, dst: npt.NDArray[Any], src: npt.NDArray[Any], stream: SimulatedStream | None
+    ) -> None:
+        # The views that the action holds keep this array's memory from being freed meanwhile.
+        np.broadcast_to(src, dst.shape)  # raises now instead of when its turn comes
+        handle = 0 if stream is None else stream.handle
+        self._library.enqueue(handle, lambda: np.copyto(dst, src), wait=stream is None)
+
+
+class SimulatedGPU:
+    """A GPU that is not there; made by `simulate`.
+
+    Attributes
+    ----------
+    library : SimulatedLibrary
+        The driver library, to inject faults, register kernels or capture streams.
+    driver : Driver
+        The driver that numba_swap uses meanwhile.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.library = cast("SimulatedLibrary", driver.library)
+        self.driver = driver
+
+    def device_array(self, shape: Shape, dtype: npt.DTypeLike = np.float64) -> SimulatedDeviceArray:
+        """Return an array in device memory, uninitialised."""
+        return SimulatedDeviceArray(self.library, self._array(Kind.DEVICE, shape, dtype))
+
+    def pinned_array(self, shape: Shape, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
+        """Return a NumPy array in pinned host memory, uninitialised."""
+        return self._array(Kind.PINNED, shape, dtype)
+
+    def managed_array(self, shape: Shape, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
+        """Return a NumPy array in managed memory, uninitialised."""
+        return self._array(Kind.MANAGED, shape, dtype)
+
+    def stream(self, non_blocking: bool = False) -> SimulatedStream:
+        """Return a new stream, by default ordered with the legacy default stream as Numba's are."""
+        return SimulatedStream(self.library, self.library.create_stream(non_blocking))
+
+    def synchronize(self) -> None:
+        """Do all that was submitted to any stream."""
+        self.library.synchronize()
+
+    def _array(self, kind: Kind, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        layout = np.broadcast_to(np.empty((), dtype), shape)  # sizes without the memory
+        if layout.size == 0 or layout.nbytes == 0:
+            return np.empty(shape, dtype)
+        allocation = self.library.allocate(layout.nbytes, kind)
+        # Every view of the array refers to `memory` in the end, and so keeps the finalizer waiting.
+        memory = (ctypes.c_uint8 * layout.nbytes).from_address(allocation.start)
+        weakref.finalize(memory, self.library.free_later, allocation).atexit = False
+        flat: npt.NDArray[Any] = np.frombuffer(memoryview(memory), np.uint8).view(dtype)
+        return flat.reshape(shape)
+
+
+@contextlib.contextmanager
+def simulate(driver_version: DriverVersionLike = (13, 0)) -> Iterator[SimulatedGPU]:
+    """Let numba_swap run on a simulated driver, without a GPU.
+
+    Parameters
+    ----------
+    driver_version : tuple of int, str or DriverVersion
+        The CUDA version that the driver is to support, 11.3 or later.
+
+    Yields
+    ------
+    SimulatedGPU
+        It makes memory and streams: ``pinned_array(shape, dtype)``, ``device_array(shape, dtype)``
+        (with ``copy_to_host`` and ``copy_to_device``), ``managed_array(shape, dtype)``,
+        ``stream()``; ``synchronize()`` waits for all work.
+
+    Raises
+    ------
+    DriverCallError
+        On leaving, if work failed and no driver call has reported it.
+    RuntimeError
+        On leaving, if the simulation itself failed.
+
+    Notes
+    -----
+    The simulation is that of the whole process, as with `unittest.mock.patch`: all threads use it
+    while it is active. Simulations nest; the one entered last counts. Work is put off until
+    something needs its result, so a missing synchronisation shows up as wrong data (unless the
+    `Transfer` was dropped: the library then waits for it, as it does on a GPU); on leaving, all
+    that is left is done. Pointers that belong to no simulated array are taken for pageable
+    host memory, as a real driver takes them.
+
+    Examples
+    --------
+    >>> with simulate((12, 4)) as gpu:
+    ...     array = gpu.device_array(3)
+    ...     array.copy_to_device([1, 2, 3])
+    ...     array[1:].copy_to_host()
+    array([2., 3.])
+    """
+    gpu = SimulatedGPU(Driver(SimulatedLibrary(DriverVersion.parse(driver_version))))
+    library = gpu.library
+    enter_driver(gpu.driver)
+    try:
+        yield gpu
+        library.finish()
+    finally:
+        leave_driver(gpu.driver)
+        # Also over an error from the body, which is most likely the consequence (code 999).
+        if library.internal_error is not None:
+            raise RuntimeError("the simulated driver failed") from library.internal_error

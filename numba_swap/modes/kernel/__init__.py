@@ -1,0 +1,1 @@
+"""All copies in one launch of a Numba kernel."""

@@ -1,0 +1,1 @@
+"""Blocks out and other blocks in, in one call."""

@@ -1,0 +1,1 @@
+"""What a person runs: command line, info, demo, explain, benchmarks."""

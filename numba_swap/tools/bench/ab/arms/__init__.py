@@ -1,0 +1,1 @@
+"""What is timed: ways of moving blocks, this package's and others'."""

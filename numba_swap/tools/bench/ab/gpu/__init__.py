@@ -1,0 +1,1 @@
+"""The GPU that is measured, real or simulated, and its memory."""

@@ -1,0 +1,1 @@
+"""Running the arms in turn."""

@@ -1,0 +1,1 @@
+"""The speed suite: ceilings and products in one run, target against measured."""

@@ -1,0 +1,187 @@
+"""The command ``numba-swap``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from numba_swap._version import __version__
+from numba_swap.errors import NumbaSwapError
+from numba_swap.tools.bench.ab.command import add_parser as add_ab
+
+_INFO_EPILOG = """\
+exit status:
+  0  there is a driver with a device: copies can run
+  1  there is no usable driver, or it finds no device; the report says why
+  2  error: bad arguments or environment, no such PATH, or PATH crashes or hangs
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Instead of those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0 if all is well; 1 if ``info`` finds no usable driver or no device, or
+        ``demo`` a wrong byte; 2 for an error, which is printed; of ``ab``, see its help.
+    """
+    parser = argparse.ArgumentParser(
+        prog="numba-swap", description="Move scattered memory blocks between host and GPU."
+    )
+    parser.add_argument("--version", action="version", version=f"numba-swap {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    info = commands.add_parser(
+        "info",
+        help="the driver, its entry points, and the mode chosen",
+        description="Say which CUDA driver is here, what it offers, and which mode will run.",
+        epilog=_INFO_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    info.add_argument("--json", action="store_true", help="for machines")
+    info.add_argument(
+        "--driver", metavar="PATH", help="examine this libcuda instead, in a process of its own"
+    )
+    info.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long --driver may take (default: 60)",
+    )
+    info.set_defaults(run=_info)
+    demo = commands.add_parser("demo", help="swap a field's tiles out and in through every mode")
+    demo.add_argument(
+        "--size", type=_field_size, help="points along an axis (default: 4096, simulated 1024)"
+    )
+    demo.add_argument("--simulate", action="store_true", help="even if there is a GPU")
+    demo.set_defaults(run=_demo)
+    _add_explain(commands)
+    _add_calibrate(commands)
+    add_ab(commands)
+    parsed = parser.parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except (NumbaSwapError, ValueError) as error:
+        parser.exit(2, f"numba-swap: error: {error}\n")
+    return status
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="which mode a copy would get, and why",
+        description="Say which mode a copy would get, and why: every mode, whether it is allowed, "
+        "and its predicted time. Nothing is copied, and no GPU is needed.",
+    )
+    explain.add_argument(
+        "--sizes", required=True, metavar="LIST", help="lengths of the copies: 4KiB,1MiB"
+    )
+    explain.add_argument("--count", type=int, default=1024, help="copies in all (default: 1024)")
+    explain.add_argument("--direction", choices=("h2d", "d2h", "d2d"), default="h2d")
+    explain.add_argument(
+        "--memory",
+        choices=("pinned", "pageable", "managed"),
+        default="pinned",
+        help="what the host side is (default: pinned)",
+    )
+    explain.add_argument(
+        "--driver-version", metavar="VERSION", help="answer for this driver: 12.4 for example"
+    )
+    explain.add_argument("--capturing", action="store_true", help="into a CUDA graph")
+    explain.add_argument("--mode", default="auto", help="force this mode")
+    explain.add_argument(
+        "--policy",
+        choices=("throughput", "overlap", "latency"),
+        help="what the choice is to be good for (default: what NUMBA_SWAP_POLICY says, else "
+        "throughput)",
+    )
+    explain.add_argument("--max-blocks", type=int, help="the most thread blocks of a kernel")
+    explain.set_defaults(run=_explain)
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure what copies cost here, to choose modes by it",
+        description="Measure what copies cost in each mode on this machine, and choose by that "
+        "from now on. It takes about ten seconds and should have the GPU to itself.",
+    )
+    calibrate.add_argument(
+        "--no-store", action="store_true", help="only show it; later processes do not use it"
+    )
+    calibrate.set_defaults(run=_calibrate)
+
+
+def _field_size(text: str) -> int:
+    size = int(text) if text.isdecimal() else 0
+    if size < 1024 or size % 256:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a multiple of 256 from 1024 up")
+    return size
+
+
+def _info(parsed: argparse.Namespace) -> int:
+    from numba_swap.tools.info.driver_info import driver_info
+    from numba_swap.tools.info.examine import examine
+
+    info = driver_info() if parsed.driver is None else examine(parsed.driver, parsed.timeout)
+    if parsed.json:
+        json.dump(info, sys.stdout, indent=2)
+        print()
+    else:
+        from numba_swap.tools.info.report import print_report
+
+        print_report(info)
+    return 0 if info["available"] else 1
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from numba_swap.tools.demo import format_demo, run_demo
+
+    rows = run_demo(parsed.size, force_simulation=parsed.simulate)
+    print(format_demo(rows))
+    wrong = [row for row in rows if not row.correct]
+    if wrong:
+        print(f"{len(wrong)} of {len(rows)} swaps came back wrong", file=sys.stderr)
+        return 1
+    if rows[0].decision.simulated:
+        print("No GPU was used: every driver above is simulated, and its time measures nothing.")
+    return 0
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from numba_swap.device.memory import MemoryKind
+    from numba_swap.dispatch.settings import check_positive
+    from numba_swap.tools.explain import DIRECTIONS, explain_copy, parse_size
+
+    check_positive(parsed.count, "--count")
+    if parsed.max_blocks is not None:
+        check_positive(parsed.max_blocks, "--max-blocks")
+    decision = explain_copy(
+        DIRECTIONS[parsed.direction],
+        [parse_size(size) for size in parsed.sizes.split(",")],
+        parsed.count,
+        driver_version=parsed.driver_version,
+        host_memory=MemoryKind(parsed.memory),
+        capturing=parsed.capturing,
+        mode=parsed.mode,
+        policy=parsed.policy,
+        max_blocks=parsed.max_blocks,
+    )
+    print(decision.table())
+    return 0
+
+
+def _calibrate(parsed: argparse.Namespace) -> int:
+    from numba_swap.tools.bench.calibrate import run_with_progress
+
+    run_with_progress(store=not parsed.no_store)
+    return 0

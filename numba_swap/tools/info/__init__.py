@@ -1,0 +1,1 @@
+"""What is here: driver, GPU, versions, and what they mean."""

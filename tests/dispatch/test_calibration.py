@@ -1,0 +1,591 @@
+"""Where costs come from: files of calibrations, good, stale, foreign and broken; and the fit."""
+
+import copy
+import json
+import logging
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import numba_swap as ns
+from numba_swap.dispatch import calibration
+from numba_swap.dispatch.calibration import (
+    Key,
+    costs_as_json,
+    costs_from,
+    find_costs,
+    key_of,
+    load_document,
+    path_of,
+    reference_costs,
+    reference_document,
+    use_costs,
+)
+from numba_swap.dispatch.cost_model import CLASSES, ORDER, ROUTES, Cost, Costs, uniform_load
+from numba_swap.dispatch.settings import Mode
+from numba_swap.driver.calls import Driver
+from numba_swap.driver.simulated import SimulatedLibrary
+from numba_swap.errors import CalibrationError
+from numba_swap.tools import cli
+from numba_swap.tools.bench import calibrate as measuring
+from numba_swap.tools.bench.fit import Cell, fit_cost
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def made_cost(start):
+    return Cost(start, 2.0, (1.0, 2.0, 3.0, 4.5), (40.0, 30.0, 20.0, 10.25), 8.0)
+
+
+def made_costs():
+    """Costs of which no two are equal, the kernel missing where it cannot run."""
+    routes = {}
+    for i, route in enumerate(ROUTES):
+        loop, batch, kernel = (made_cost(10.0 * i + j) for j in range(3))
+        routes[route] = loop, batch, None if "pageable" in route else kernel
+    return Costs(routes, "made up")
+
+
+def made_document(key):
+    return measuring._document(key._asdict(), made_costs(), [])
+
+
+class RealLooking(SimulatedLibrary):
+    """A simulated library that says it is not: for the logic around real ones."""
+
+    simulated = False
+
+    def __init__(self, version=(13, 0)):
+        super().__init__(ns.DriverVersion(*version))
+        self.path = "/nowhere/libcuda.so.580.65.06"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """No test here looks into the user's cache."""
+    monkeypatch.setenv(calibration.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def driver():
+    driver = Driver(RealLooking())
+    driver.current_context()
+    return driver
+
+
+def store(of, **changes):
+    """Store a calibration, as of this driver but for the changes of its key."""
+    key = key_of(of, 0)
+    path = path_of(key)
+    measuring._write(path, made_document(key._replace(**changes)))
+    return path
+
+
+# -- the folder ---------------------------------------------------------------------------------
+
+
+def test_the_folder_is_what_the_environment_says(monkeypatch, tmp_path):
+    both = {"NUMBA_SWAP_CACHE_DIR": "/a/b", "XDG_CACHE_HOME": "/c"}
+    assert calibration.cache_folder(both) == Path("/a/b")
+    assert calibration.cache_folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/numba_swap")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    nothing = {"NUMBA_SWAP_CACHE_DIR": "", "XDG_CACHE_HOME": ""}
+    assert calibration.cache_folder(nothing) == tmp_path / ".cache" / "numba_swap"
+
+
+def test_the_key_tells_device_driver_and_library(driver):
+    assert key_of(driver, 0) == Key("Simulated GPU", "CUDA 13.0, release 580.65.06", ns.__version__)
+    assert path_of(key_of(driver, 0)).name == "calibration_Simulated_GPU.json"
+    weird = Key("../NVIDIA/H200 (MIG 1g)", "")
+    assert path_of(weird).name == "calibration_NVIDIA_H200_MIG_1g.json"
+    assert path_of(weird).parent == calibration.cache_folder()
+
+
+# -- files that are read ------------------------------------------------------------------------
+
+
+def test_what_was_stored_is_what_is_chosen_by(driver, caplog):
+    path = store(driver)
+    with caplog.at_level(logging.INFO, "numba_swap"):
+        found = find_costs(driver, 0)
+    assert not caplog.records
+    assert found.routes == made_costs().routes
+    assert found.source.startswith("Simulated GPU, CUDA 13.0, release 580.65.06, measured 20")
+    path.unlink()
+    assert find_costs(driver, 0) is found  # looked up once a driver
+    assert find_costs(Driver(RealLooking()), 0) is reference_costs()
+
+
+def test_without_a_file_the_reference_counts(driver, caplog):
+    with caplog.at_level(logging.INFO, "numba_swap"):
+        assert find_costs(driver, 0) is reference_costs()
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "no calibration of Simulated GPU: run numba-swap calibrate" in record.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"library": "0.0.1"},
+        {"driver": "CUDA 12.8, release 570.1"},
+        {"driver": "CUDA 13.0, release 580.65.07"},
+        {"driver": "CUDA 13.0"},
+        {"device": "Simulated-GPU"},  # the name of its file is the same
+    ],
+)
+def test_stale_and_foreign_files_are_ignored_with_a_line(driver, caplog, changes):
+    path = store(driver, **changes)
+    with caplog.at_level(logging.INFO, "numba_swap"):
+        assert find_costs(driver, 0) is reference_costs()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    for words in ("calibration ignored", str(path), *changes.values(), *key_of(driver, 0)):
+        assert words in record.message
+    assert path.exists()
+
+
+def test_a_simulated_driver_always_gets_the_reference(caplog):
+    simulated = Driver(SimulatedLibrary())
+    simulated.current_context()
+    store(simulated)
+    with caplog.at_level(logging.INFO, "numba_swap"):
+        assert find_costs(simulated, 0) is reference_costs()
+    assert not caplog.records
+
+
+def test_other_costs_can_be_put_in_place_of_each_device():
+    first, second = Driver(SimulatedLibrary(devices=2)), Driver(SimulatedLibrary())
+    use_costs(first, 1, made_costs())
+    assert find_costs(first, 1) == made_costs()
+    assert find_costs(first, 0) is find_costs(second, 0) is reference_costs()
+
+
+# -- broken files -------------------------------------------------------------------------------
+
+H2D = ("costs", "loop", "h2d")
+
+
+def with_value(document, path, value):
+    *way, last = path
+    for name in way:
+        document = document[name]
+    document[last] = value
+
+
+def without(document, path):
+    *way, last = path
+    for name in way:
+        document = document[name]
+    del document[last]
+
+
+WRONG_VALUES = [
+    (("schema",), "numba_swap calibration 2", "schema is 'numba_swap calibration 2', not"),
+    (("schema",), 1, "schema is 1"),
+    (("key",), "a GPU", "key is 'a GPU'"),
+    (("key", "device"), None, "key.device is None"),
+    (("date",), 20260101, "date is 20260101"),
+    (("costs",), [], r"costs is \[\]"),
+    (("costs", "warp"), {}, "costs.warp is no mode"),
+    (("costs", "loop"), 7, "costs.loop is 7"),
+    (("costs", "batch", "h2x"), {}, "costs.batch.h2x is no route"),
+    (H2D, None, "costs.loop.h2d is None"),
+    ((*H2D, "start_us"), "10", "costs.loop.h2d.start_us is '10'"),
+    ((*H2D, "start_us"), math.nan, "costs.loop.h2d.start_us is nan"),
+    ((*H2D, "start_us"), math.inf, "costs.loop.h2d.start_us is inf"),
+    ((*H2D, "start_us"), -0.5, "costs.loop.h2d.start_us is -0.5"),
+    ((*H2D, "start_us"), True, "costs.loop.h2d.start_us is True"),
+    ((*H2D, "start_us"), 10**400, "costs.loop.h2d.start_us is 10"),
+    ((*H2D, "full_blocks"), [], r"costs.loop.h2d.full_blocks is \[\]"),
+    ((*H2D, "copy_us"), 1.0, "costs.loop.h2d.copy_us is 1.0"),
+    ((*H2D, "copy_us"), [1.0] * 3, "costs.loop.h2d.copy_us has 3 values, not 4"),
+    ((*H2D, "megabyte_us"), [1.0, None, 1.0, 1.0], "costs.loop.h2d.megabyte_us is None"),
+]
+MISSING = [
+    ("schema",),
+    ("key",),
+    ("key", "library"),
+    ("date",),
+    ("costs",),
+    ("costs", "loop"),
+    ("costs", "loop", "d2h pageable"),
+    (*H2D, "start_us"),
+    (*H2D, "fork_us"),
+    (*H2D, "copy_us"),
+    (*H2D, "megabyte_us"),
+    (*H2D, "full_blocks"),
+]
+
+
+def check_refused(driver, path, message, caplog, monkeypatch):
+    """What `path` holds is an error to who asks for it, and a warning to who copies."""
+    text = path.read_bytes()
+    with pytest.raises(CalibrationError, match=message) as caught:
+        load_document(path)
+    assert str(path) in str(caught.value)
+    with caplog.at_level(logging.INFO, "numba_swap"):
+        assert find_costs(driver, 0) is reference_costs()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.message == f"calibration ignored: {caught.value}"
+    # Calibrating anew says so too before it measures, and leaves the file as it is.
+    monkeypatch.setattr(measuring, "current_driver", lambda: driver)
+    monkeypatch.setattr(measuring, "_Bench", None)
+    with pytest.raises(CalibrationError, match=message):
+        measuring.calibrate()
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize(("where", "value", "message"), WRONG_VALUES)
+def test_a_wrong_value_is_named(driver, caplog, monkeypatch, where, value, message):
+    path = store(driver)
+    document = json.loads(path.read_text())
+    with_value(document, where, value)
+    path.write_text(json.dumps(document))
+    check_refused(driver, path, message, caplog, monkeypatch)
+
+
+@pytest.mark.parametrize("where", MISSING, ids=".".join)
+def test_what_is_missing_is_named(driver, caplog, monkeypatch, where):
+    path = store(driver)
+    document = json.loads(path.read_text())
+    without(document, where)
+    path.write_text(json.dumps(document))
+    check_refused(driver, path, rf"{'.'.join(where)} is missing", caplog, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b'"text"', b"1" * 5000],
+    ids=["empty", "cut off", "no text", "list", "null", "string", "long number"],
+)
+def test_a_file_that_is_something_else(driver, caplog, monkeypatch, content):
+    path = store(driver)
+    path.write_bytes(content)
+    check_refused(driver, path, "cannot be read|is no calibration", caplog, monkeypatch)
+
+
+def test_a_file_cut_off_anywhere_is_refused(driver):
+    path = store(driver)
+    text = path.read_text()
+    for end in range(0, len(text) - 1, 97):
+        path.write_text(text[:end])
+        with pytest.raises(CalibrationError):
+            load_document(path)
+
+
+def test_a_key_that_says_more_is_read(driver):
+    path = store(driver)
+    document = json.loads(path.read_text())
+    document["key"]["hostname"] = "here"
+    path.write_text(json.dumps(document))
+    assert find_costs(driver, 0).routes == made_costs().routes
+
+
+@pytest.mark.parametrize("case", ["a folder", "below a file", "name too long", "no home"])
+def test_places_that_cannot_be_read_stop_no_copy(driver, monkeypatch, tmp_path, case):
+    path = path_of(key_of(driver, 0))
+    if case == "a folder":
+        path.mkdir(parents=True)
+    elif case == "below a file":
+        path.parent.write_text("")
+    elif case == "name too long":
+        monkeypatch.setenv(calibration.CACHE_VARIABLE, str(tmp_path / ("x" * 300)))
+    else:
+
+        def homeless():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv(calibration.CACHE_VARIABLE)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", homeless)
+        with pytest.raises(CalibrationError, match="Set NUMBA_SWAP_CACHE_DIR"):
+            calibration.cache_folder({})
+    assert find_costs(driver, 0) is reference_costs()
+
+
+# -- files that are written ---------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_or_not_at_all(driver, folder, monkeypatch):
+    path = store(driver)
+    before = path.read_bytes()
+
+    class Unwritable:
+        pass
+
+    document = made_document(key_of(driver, 0))
+    document["measured"] = [1, 2, Unwritable()]
+    with pytest.raises(TypeError):
+        measuring._write(path, document)
+    assert path.read_bytes() == before
+    assert os.listdir(folder) == [path.name]
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CalibrationError, match=r"calibration_.* cannot be written: .*No space"):
+        measuring._write(path, made_document(key_of(driver, 0)))
+    assert path.read_bytes() == before
+    assert os.listdir(folder) == [path.name]
+
+
+def test_a_folder_that_cannot_be_made_is_told(driver, folder):
+    folder.write_text("a file")
+    with pytest.raises(CalibrationError, match="cannot be written"):
+        store(driver)
+
+
+def test_costs_survive_json():
+    document = made_document(Key("a GPU", "CUDA 13.0"))
+    again = json.loads(json.dumps(document))
+    calibration._check(again)
+    assert costs_from(again).routes == made_costs().routes
+    assert costs_as_json(costs_from(again)) == document["costs"]
+
+
+def test_the_reference_is_a_calibration():
+    document = copy.deepcopy(reference_document())
+    calibration._check(document)
+    assert document["key"]["device"] == "NVIDIA H200"
+    assert set(reference_costs().routes) == set(ROUTES)
+    for route, costs in reference_costs().routes.items():
+        for mode, cost in zip(ORDER, costs, strict=True):
+            assert (cost is None) == (mode is Mode.KERNEL and "pageable" in route)
+            assert (cost is not None and cost.full_blocks > 0) == (
+                mode is Mode.KERNEL and cost is not None
+            )
+    assert document["measured"]
+
+
+# -- calibrating --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A bench of few short swaps, which a simulated kernel does in time."""
+    make = measuring._Bench.__init__
+
+    def made(self, driver):
+        make(self, driver)
+        self.sizes, self.counts = (64, 256), (1, 2)
+        self.most_bytes = self.most_pageable = 2 * KIB
+
+    monkeypatch.setattr(measuring._Bench, "__init__", made)
+    monkeypatch.setattr(measuring, "MOST_BYTES", 16 * KIB)
+    monkeypatch.setattr(measuring, "MOST_PAGEABLE_BYTES", 16 * KIB)
+    monkeypatch.setattr(measuring, "_REPEATS", 1)
+    monkeypatch.setattr(measuring, "_FEWEST_REPEATS", 1)
+    monkeypatch.setattr(measuring, "_LONGEST_US", math.inf)
+
+
+def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder, small, capsys):
+    with ns.simulate() as gpu:
+        assert cli.main(["calibrate", "--no-store"]) == 0
+        output = capsys.readouterr().out
+        seen = []
+        found = ns.calibrate(progress=seen.append)
+        assert find_costs(gpu.driver, 0) is reference_costs()
+    assert found.simulated
+    assert found.path is None
+    assert not folder.exists()
+    assert "The driver is simulated: this measures nothing about a GPU, and is not stored" in output
+    assert "Stored in" not in output
+    lines = output.splitlines()
+    measured = {tuple(line[:22].split()) for line in lines if line.startswith(("h2d", "d2"))}
+    modes = ("batch", "loop", "kernel")
+    assert measured == {
+        *(
+            (*route.split(), mode)
+            for route in ROUTES
+            for mode in modes
+            if not ("pageable" in route and mode == "kernel")
+        )
+    }
+    # 5 routes of 2 lengths and 2 counts; no kernel where memory is pageable.
+    assert len(found.cells) == 4 * (3 * 3 + 2 * 2)
+    assert [progress.done for progress in seen] == list(range(20))
+    assert {progress.total for progress in seen} == {20}
+
+
+def test_what_is_measured_is_stored_and_used_from_now_on(driver, folder, small, monkeypatch):
+    """On a simulated driver that says it is real: the way from the bench to the file."""
+    from numba_swap.driver import current
+    from numba_swap.driver.simulated.gpu import SimulatedGPU
+    from numba_swap.modes.kernel import launch as kernel
+    from numba_swap.modes.kernel import loading
+
+    monkeypatch.setattr(
+        loading, "_compile", lambda _, name: loading._register(driver.library, name)
+    )
+    monkeypatch.setattr(measuring, "allocator", SimulatedGPU)
+    monkeypatch.setattr(current, "_default", driver)
+    for name in ("_LINK_BLOCKS", "_LINK_BLOCKS_FOR_SHORT_COPIES"):
+        monkeypatch.setattr(kernel, name, 2)
+    monkeypatch.setattr(kernel, "_LINK_THREADS", 32)
+    monkeypatch.setattr(kernel, "_DEVICE_THREADS", 32)
+    gpu = SimulatedGPU(driver)
+    src, dst = gpu.pinned_array((8, 64), np.uint8), gpu.device_array((8, 64), np.uint8)
+    plan = ns.plan_blocks(src, dst, [[0, 1], [2, 3]])
+    assert "NVIDIA H200" in plan.explain().costs_source
+    with (
+        ns.override(driver_version=(12, 4)),
+        pytest.raises(CalibrationError, match=r"treated as 12\.4"),
+    ):
+        ns.calibrate()
+    assert not folder.exists()
+    found = ns.calibrate()
+    assert found.path == path_of(key_of(driver, 0))
+    assert find_costs(driver, 0) is found.costs
+    assert plan.explain().costs_source == found.costs.source
+    assert found.before is reference_costs()
+    later = Driver(RealLooking())
+    later.current_context()
+    assert find_costs(later, 0).routes == found.costs.routes
+    document = load_document(found.path)
+    assert len(document["measured"]) == len(found.cells) > 0
+    ns.calibrate()  # over the file of the first
+
+
+def test_without_storing_only_this_process_chooses_by_it(driver, folder, monkeypatch):
+    class Bench:
+        def __init__(self, driver):
+            pass
+
+        def cases(self):
+            return [measuring._Case(ns.Direction.H2D, False, 64, 2)]
+
+        def measure(self, case):
+            load = uniform_load("h2d", case.number, case.size)
+            return [Cell(mode, load, 10.0 * i) for i, mode in enumerate(ORDER, 1)]
+
+        def full_blocks(self, direction):
+            return 4.0
+
+    monkeypatch.setattr(measuring, "_Bench", Bench)
+    monkeypatch.setattr(measuring, "current_driver", lambda: driver)
+    found = ns.calibrate(store=False)
+    assert found.path is None
+    assert not folder.exists()
+    assert find_costs(driver, 0) is found.costs
+    assert [cost.predict_us(uniform_load("h2d", 2, 64)) for cost in found.costs.routes["h2d"]] == [
+        pytest.approx(us, rel=1e-3) for us in (10.0, 20.0, 30.0)
+    ]
+    # What was not measured at all is taken from the reference.
+    assert found.costs.routes["d2h pageable"] == reference_costs().routes["d2h pageable"]
+
+
+# -- the fit ------------------------------------------------------------------------------------
+
+TRUTH = Cost(21.0, 33.0, (1.5, 1.6, 0.4, 0.2), (40.0, 25.0, 19.0, 18.0))
+
+
+def made_cells(mode, cost, rng=None, sizes=measuring.SIZES):
+    """Cells as a bench makes them, exact or with noise of one per cent and half a microsecond."""
+    cells = []
+    for size in sizes:
+        for count in measuring.COUNTS:
+            if size * count <= measuring.MOST_BYTES:
+                load = uniform_load("h2d", count, size)
+                forked = mode is Mode.BATCH and load.nbytes >= MIB and count >= 8
+                us = cost.predict_us(load, forked=forked)
+                if rng is not None:
+                    us = us * (1 + 0.01 * rng.standard_normal()) + 0.5 * rng.random()
+                cells.append(Cell(mode, load, us))
+    return cells
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_known_costs_are_found_again(mode):
+    fork_us = TRUTH.fork_us if mode is Mode.BATCH else 0.0
+    fitted = fit_cost(made_cells(mode, TRUTH), full_blocks=5.5)
+    assert fitted.start_us == pytest.approx(TRUTH.start_us, abs=0.01)
+    assert fitted.fork_us == pytest.approx(fork_us, abs=0.01)
+    assert fitted.copy_us == pytest.approx(TRUTH.copy_us, abs=0.001)
+    assert fitted.megabyte_us == pytest.approx(TRUTH.megabyte_us, abs=0.01)
+    assert fitted.full_blocks == 5.5
+
+
+def test_known_costs_are_found_again_through_noise(rng):
+    cells = made_cells(Mode.BATCH, TRUTH, rng)
+    fitted = fit_cost(cells)
+    for mode, load, _ in cells:
+        forked = load.nbytes >= MIB and load.copies >= 8
+        predicted, true = (cost.predict_us(load, forked=forked) for cost in (fitted, TRUTH))
+        assert predicted == pytest.approx(true, rel=0.03), (mode, load)
+
+
+def test_no_cost_is_negative(rng):
+    """Where nothing but noise is left, the answer is 0, not a gain."""
+    flat = Cost(30.0, 0.0, (0.0,) * 4, (0.0,) * 4)
+    fitted = fit_cost(made_cells(Mode.LOOP, flat, rng))
+    assert min(fitted.start_us, fitted.fork_us, *fitted.copy_us, *fitted.megabyte_us) >= 0
+    assert fitted.start_us == pytest.approx(30, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken_from"),
+    [
+        ((512, 2 * KIB), (0, 0, 0, 0)),
+        ((256 * KIB, MIB), (3, 3, 3, 3)),
+        ((512, 2 * KIB, 256 * KIB, MIB), (0, 0, 3, 3)),
+        ((4 * KIB, 12 * KIB, 32 * KIB, 96 * KIB), (1, 1, 2, 2)),
+    ],
+)
+def test_classes_that_were_not_measured_are_like_their_neighbours(sizes, taken_from):
+    fitted = fit_cost(made_cells(Mode.LOOP, TRUTH, sizes=sizes))
+    assert len(fitted.copy_us) == len(fitted.megabyte_us) == CLASSES
+    for i, j in enumerate(taken_from):
+        assert fitted.copy_us[i] == pytest.approx(TRUTH.copy_us[j], abs=0.001)
+        assert fitted.megabyte_us[i] == pytest.approx(TRUTH.megabyte_us[j], abs=0.01)
+
+
+def flat_costs(loop, batch, kernel):
+    flat = [Cost(us, 0.0, (0.0,) * 4, (0.0,) * 4) for us in (loop, batch, kernel)]
+    return Costs(dict.fromkeys(ROUTES, tuple(flat)), "made up")
+
+
+def test_regret_and_gain():
+    """Two swaps; the costs before chose the batch for both, those now the loop."""
+    one, two = uniform_load("h2d", 1, 64), uniform_load("h2d", 100, 64)
+    cells = (
+        Cell(Mode.LOOP, one, 10.0),
+        Cell(Mode.BATCH, one, 40.0),
+        Cell(Mode.LOOP, two, 90.0),
+        Cell(Mode.BATCH, two, 30.0),
+    )
+    # The kernel would be chosen, but was not measured.
+    before, now = flat_costs(9.0, 5.0, 1.0), flat_costs(5.0, 9.0, 1.0)
+    found = measuring.Calibration(now, cells, before, None, 1.0, False)
+    # With the 1.0 that stands for "nothing to regret" where nothing was measured.
+    assert found.regret(before) == (pytest.approx((1 * 4 * 1) ** (1 / 3)), 4.0)
+    assert found.regret(now) == (pytest.approx((1 * 1 * 3) ** (1 / 3)), 3.0)
+    assert found.gain == pytest.approx((4 / 3) ** (1 / 3))
+    equal = measuring.Calibration(flat_costs(1, 1, 1), cells, before, None, 1.0, False)
+    assert equal.regret(equal.costs)[1] == 3.0  # of equal ones the loop, as `rank` has it
+
+
+def test_errors_are_ratios_of_predicted_to_measured():
+    loads = [uniform_load("d2h", count, 64) for count in (1, 2, 3)]
+    cells = tuple(
+        Cell(Mode.LOOP, load, us) for load, us in zip(loads, (10.0, 5.0, 40.0), strict=True)
+    )
+    found = measuring.Calibration(flat_costs(10, 1, 1), cells, flat_costs(1, 1, 1), None, 1.0, 0)
+    assert found.errors() == {("d2h", Mode.LOOP): (1.0, 0.25)}
+
+
+def test_a_table_can_be_printed_of_any_fit():
+    """Also where the fit found that long copies cost nothing but their start."""
+    cells = [Cell(Mode.LOOP, uniform_load("h2d", 1, 64), 10.0)]
+    costs = flat_costs(10.0, 10.0, 10.0)
+    found = measuring.Calibration(costs, tuple(cells), costs, Path("there"), 1.0, False)
+    text = measuring.format_calibration(found)
+    assert "1 swaps measured" in text
+    assert "Stored in there." in text
+    assert "simulated" not in text

@@ -1,0 +1,196 @@
+"""Copies in parts: which go where, and what a part still says of them."""
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import numba_swap as ns
+from numba_swap.copies.copies import Copies
+from numba_swap.device.memory import Allocation, MemoryKind
+from numba_swap.dispatch.cost_model import load_of, split_load
+from numba_swap.dispatch.partition import by_direction, by_length, merged, take
+
+KIB, MIB = 1 << 10, 1 << 20
+# Just below every edge between two classes of lengths, and on it.
+SIZES = [4 * KIB - 1, 4 * KIB, 28 * KIB - 1, 28 * KIB, 128 * KIB - 1, 128 * KIB]
+
+
+def memory(kind, start, nbytes=MIB):
+    return Allocation(start, start + nbytes, MemoryKind(kind), 0, 0)
+
+
+def column(numbers):
+    return np.array(numbers, np.uint64)
+
+
+def copies_of(sizes, **arguments):
+    begins = column(np.arange(1, len(sizes) + 1) * MIB)
+    return Copies(begins, begins + np.uint64(1 << 30), column(sizes), **arguments)
+
+
+def rows(parts):
+    """The rows of the whole in each part."""
+    return [[int(part.describe(i).split()[1]) for i in range(len(part))] for part in parts]
+
+
+@pytest.mark.parametrize("edge", [1, 2, 3])
+def test_lengths_are_parted_as_their_load_is(edge):
+    copies = copies_of(SIZES)
+    parts = by_length(copies, edge)
+    assert rows(parts) == [list(range(2 * edge - 1)), list(range(2 * edge - 1, 6))]
+    predicted = split_load(load_of(copies), edge)
+    assert [load_of(part)[:4] for part in parts] == [load[:4] for load in predicted]
+
+
+PINNED, PAGEABLE = memory("pinned", 2 * MIB), memory("pageable", 9 * MIB)
+DEVICE, MANAGED = memory("device", 5 * MIB), memory("managed", 7 * MIB)
+
+
+def all_directions():
+    """Two copies of every direction, in no order."""
+    src = [DEVICE, PINNED, MANAGED, PAGEABLE, PAGEABLE, PINNED, DEVICE, DEVICE]
+    dst = [PINNED, DEVICE, PAGEABLE, PINNED, MANAGED, PAGEABLE, DEVICE, MANAGED]
+    steps = column(np.arange(8) * 64)
+    return Copies(
+        column([allocation.start for allocation in dst]) + steps,
+        column([allocation.stop for allocation in src]) - steps - np.uint64(64),
+        64,
+        (DEVICE, PINNED, MANAGED, PAGEABLE),
+        (PAGEABLE, MANAGED, PINNED, DEVICE),
+    )
+
+
+def test_every_copy_goes_with_those_of_its_direction():
+    parts = by_direction(all_directions())
+    assert [part.direction for part in parts] == [
+        ns.Direction.H2D,
+        ns.Direction.D2H,
+        ns.Direction.H2H,
+        ns.Direction.D2D,
+    ]
+    assert rows(parts) == [[1, 4], [0, 2], [3, 5], [6, 7]]
+    assert [set(part.sources) for part in parts] == [
+        {PINNED, PAGEABLE},
+        {DEVICE, MANAGED},
+        {PINNED, PAGEABLE},
+        {DEVICE},
+    ]
+    assert [set(part.destinations) for part in parts] == [
+        {DEVICE, MANAGED},
+        {PINNED, PAGEABLE},
+        {PINNED, PAGEABLE},
+        {DEVICE, MANAGED},
+    ]
+
+
+def test_one_direction_is_the_whole():
+    begins = column([2, 5]) * np.uint64(MIB)
+    copies = Copies(begins, begins, 64, (PINNED, DEVICE), (PINNED, DEVICE))
+    assert len(by_direction(copies)) == 2
+    begins = column([2 * MIB, 2 * MIB + 64])
+    copies = Copies(begins + np.uint64(3 * MIB), begins, 64, (PINNED, DEVICE), (DEVICE, PINNED))
+    assert by_direction(copies) == (copies,)
+
+
+@pytest.mark.parametrize("end", ["src", "dst", "both"])
+@pytest.mark.parametrize(
+    "address",
+    [MIB, 3 * MIB, 4 * MIB, 6 * MIB],
+    ids=["before all", "behind one", "between", "behind all"],
+)
+def test_copies_stay_together_where_the_memory_of_one_is_not_known(end, address):
+    known = column([2 * MIB, 5 * MIB, 5 * MIB + 64, 2 * MIB + 64])
+    other = known.copy()
+    other[2] = address
+    ends = {"src": (known[::-1], other), "dst": (other, known[::-1]), "both": (other, other)}
+    copies = Copies(*ends[end], 64, (PINNED, DEVICE), (DEVICE, PINNED))
+    assert by_direction(copies) == (copies,)
+    copies = Copies(known, known[::-1], 64, (PINNED, DEVICE), ())
+    assert by_direction(copies) == (copies,)
+
+
+def test_parts_of_each_kind_are_made_once():
+    """They keep what the modes derive from them, such as tables of descriptors."""
+    copies, directions = copies_of(SIZES), all_directions()
+    ways = [
+        *(partial(by_length, copies, edge) for edge in (1, 2, 3)),
+        partial(by_direction, directions),
+    ]
+    first = [way() for way in ways]
+    assert [[len(part) for part in parts] for parts in first] == [
+        [1, 5],
+        [3, 3],
+        [5, 1],
+        [2, 2, 2, 2],
+    ]
+    assert all(way() is parts for way, parts in zip(ways, first, strict=True))
+
+
+class Numbers(NamedTuple):
+    """An origin whose rows show what it was asked."""
+
+    def describe(self, index, offset=None):
+        return f"copy {index}, byte {offset}"
+
+    def row(self, index, offset=0):
+        return 1000 * index + offset
+
+    def rows(self, count):
+        return range(count)
+
+
+def test_a_part_says_what_the_whole_says():
+    owner = object()
+    copies = copies_of(SIZES, owners=(owner,), producer_streams=(7,), origin=Numbers())
+    for parts in (
+        by_length(copies, 2),
+        (take(copies, np.arange(3)), take(copies, np.arange(3, 6))),
+    ):
+        second = parts[1]
+        assert second.owners == (owner,)
+        assert second.producer_streams == (7,)
+        assert second.origin.describe(1) == "copy 4, byte None"
+        assert second.origin.describe(1, 30) == "copy 4, byte 30"
+        assert (second.origin.row(1), second.origin.row(1, 30)) == (4000, 4030)
+        assert second.origin.rows(2) is None  # what ran beside it is not known
+
+
+@pytest.mark.parametrize("lower_first", [True, False])
+def test_neighbours_are_merged_but_not_over_the_end_of_an_allocation(lower_first):
+    one, two = memory("pinned", 0, 128), memory("pinned", 128, 256)
+    sources = (one, two) if lower_first else (two, one)
+    starts = column([0, 64, 128, 192, 320])
+    dst = starts + np.uint64(5 * MIB)
+    copies = Copies(dst, starts, 64, sources, (DEVICE,), origin=Numbers(), mergeable=True)
+    together = merged(copies)
+    assert together.src.tolist() == [0, 128, 320]
+    assert together.sizes.tolist() == [128, 128, 64]
+    more = ", merged with the 1 copy after it"
+    words = [copies.describe(0) + more, copies.describe(2) + more, copies.describe(4)]
+    assert [together.describe(i) for i in range(3)] == words
+    assert together.origin.row(1, 70) == copies.origin.row(2, 70)
+    assert (together.sources, together.destinations) == (sources, (DEVICE,))
+    alone = take(copies, np.array([4, 0, 2]))
+    assert alone.uniform == 64
+    assert merged(alone) is alone
+    assert len(merged(Copies(dst, starts, 64))) == 5  # known to have none that are not merged yet
+
+
+def test_merged_copies_of_different_lengths_keep_what_they_need():
+    owner, starts = object(), column([0, 96, 128, 320])
+    copies = Copies(
+        starts + np.uint64(5 * MIB),
+        starts,
+        column([96, 32, 64, 16]),
+        (memory("pinned", 0),),
+        (DEVICE,),
+        owners=(owner,),
+        producer_streams=(7,),
+        mergeable=True,
+    )
+    together = merged(copies)
+    assert together.src.tolist() == [0, 320]
+    assert together.sizes.tolist() == [192, 16]
+    assert (together.owners, together.producer_streams) == ((owner,), (7,))

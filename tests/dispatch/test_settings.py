@@ -1,0 +1,173 @@
+import contextvars
+
+import pytest
+
+import numba_swap as ns
+from numba_swap.dispatch import settings as settings_module
+from numba_swap.dispatch.settings import (
+    Settings,
+    check_positive,
+    current_settings,
+    mode_source,
+    parse_mode,
+    parse_policy,
+    settings_from_environment,
+)
+
+
+@pytest.mark.parametrize("given", [(12, 4), "12.4", " 12.4 ", ns.DriverVersion(12, 4)])
+def test_versions_are_read_in_every_form(given):
+    version = ns.DriverVersion.parse(given)
+    assert version == (12, 4)
+    assert str(version) == "12.4"
+    assert version.encoded == 12040
+    assert ns.DriverVersion.from_encoded(12040) == version
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "580.159.04",
+        "580.65",
+        (580, 65),
+        "12",
+        "12.x",
+        "",
+        12080,
+        12.4,
+        (12,),
+        (12, 4, 1),
+        (12, True),
+        (-1, 0),
+        (12, -1),
+        (12, 100),
+        (100, 0),
+        (12, 4.0),
+        ("12", "4"),
+        [12, 4],
+        None,
+    ],
+)
+def test_other_versions_are_refused_by_value(given):
+    with pytest.raises(ValueError, match="is not a driver version"):
+        ns.DriverVersion.parse(given)
+
+
+def test_environment_is_read():
+    settings = settings_from_environment(
+        {"NUMBA_SWAP_MODE": "Kernel", "NUMBA_SWAP_DRIVER_VERSION": "12.4"}
+    )
+    assert settings == Settings(ns.Mode.KERNEL, ns.DriverVersion(12, 4))
+    assert settings_from_environment({}) == Settings()
+    assert settings_from_environment({"NUMBA_SWAP_MODE": ""}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("NUMBA_SWAP_MODE", "fast"),
+        ("NUMBA_SWAP_DRIVER_VERSION", "twelve"),
+        ("NUMBA_SWAP_POLICY", "fast"),
+        ("NUMBA_SWAP_BATCH_DESCRIPTORS", "0"),
+        ("NUMBA_SWAP_BATCH_DESCRIPTORS", "-1"),
+        ("NUMBA_SWAP_BATCH_DESCRIPTORS", "many"),
+    ],
+)
+def test_unreadable_environment_names_the_variable(variable, value):
+    with pytest.raises(ValueError, match=variable):
+        settings_from_environment({variable: value})
+
+
+def test_override_nests_and_ends():
+    before = current_settings()
+    with ns.override(mode="loop"):
+        with ns.override(driver_version=(12, 4)) as inner:
+            assert inner == Settings(ns.Mode.LOOP, ns.DriverVersion(12, 4))
+            with ns.override(mode="auto"):
+                assert current_settings() == Settings(None, ns.DriverVersion(12, 4))
+        assert current_settings().driver_version == before.driver_version
+    assert current_settings() == before
+
+
+def test_override_refuses_nonsense():
+    with pytest.raises(ValueError, match="mode='fast' is no mode"), ns.override(mode="fast"):
+        pass
+    with pytest.raises(ValueError, match="not a driver version"), ns.override(driver_version=12080):
+        pass
+
+
+def test_override_stays_in_its_context():
+    """Another context that was there before sees nothing of it."""
+    outside = contextvars.copy_context()
+    with ns.override(mode="loop"):
+        assert current_settings().mode is ns.Mode.LOOP
+        assert outside.run(current_settings).mode is not ns.Mode.LOOP
+
+
+def test_versions_at_the_edges():
+    for given in ((0, 0), (99, 99), "99.99", "0.0"):
+        version = ns.DriverVersion.parse(given)
+        assert ns.DriverVersion.parse(str(version)) == version
+    assert ns.DriverVersion.from_encoded(11999) == (11, 99)
+    assert ns.DriverVersion.from_encoded(99990) == (99, 99)
+    assert ns.DriverVersion.from_encoded(12089) == (12, 8)
+    assert ns.DriverVersion(9, 9) < ns.DriverVersion(10, 0)
+
+
+def test_all_variables_are_read():
+    settings = settings_from_environment(
+        {"NUMBA_SWAP_POLICY": " Latency ", "NUMBA_SWAP_BATCH_DESCRIPTORS": "1"}
+    )
+    assert settings == Settings(batch_descriptors=1, policy=ns.Policy.LATENCY)
+    assert settings_from_environment({}).batch_descriptors == 128
+    empty = {"NUMBA_SWAP_POLICY": "", "NUMBA_SWAP_BATCH_DESCRIPTORS": ""}
+    assert settings_from_environment(empty) == Settings()
+
+
+def test_modes_and_policies_in_every_form():
+    assert parse_mode(" Auto ") is None
+    assert parse_mode(ns.Mode.LOOP) is parse_mode("LOOP") is ns.Mode.LOOP
+    assert parse_policy(ns.Policy.OVERLAP) is parse_policy(" overlap ") is ns.Policy.OVERLAP
+    for value in ("fast", None, 3):
+        with pytest.raises(ns.BadArgumentError, match=r"^mode=.* choose 'auto' or one of 'batch'"):
+            parse_mode(value)
+        with pytest.raises(ns.BadArgumentError, match=r"^policy=.* one of 'throughput', 'overlap'"):
+            parse_policy(value)
+
+
+def test_positive_integers():
+    check_positive(1, "most")
+    for value in (0, True, 1.0, "1", None):
+        with pytest.raises(ns.BadArgumentError, match=f"^most={value!r} is no positive integer"):
+            check_positive(value, "most")
+
+
+def test_override_of_everything_else():
+    with ns.override(batch_descriptors=1, policy="latency") as outer:
+        assert outer == Settings(
+            current_settings().mode, current_settings().driver_version, 1, ns.Policy.LATENCY
+        )
+        with ns.override(mode="loop") as inner:
+            assert (inner.batch_descriptors, inner.policy) == (1, ns.Policy.LATENCY)
+    with (
+        pytest.raises(ns.BadArgumentError, match=r"^batch_descriptors=0 is no positive"),
+        ns.override(batch_descriptors=0),
+    ):
+        pass
+
+
+def test_version_that_counts():
+    settings = Settings(driver_version=ns.DriverVersion(12, 4))
+    assert settings.cap(ns.DriverVersion(13, 0)) == (12, 4)
+    assert settings.cap(ns.DriverVersion(11, 8)) == (11, 8)
+    assert Settings().cap(ns.DriverVersion(13, 0)) == (13, 0)
+
+
+def test_who_forces_a_mode(monkeypatch):
+    environment = Settings(mode=ns.Mode.KERNEL)
+    monkeypatch.setattr(settings_module, "_environment_settings", lambda: environment)
+    assert mode_source() == "the environment variable NUMBA_SWAP_MODE"
+    with ns.override(policy="latency"):
+        assert mode_source() == "the environment variable NUMBA_SWAP_MODE"
+    with ns.override(mode="loop"):
+        assert mode_source() == "override"

@@ -1,0 +1,61 @@
+"""What the README says of the choice of modes is what the code does."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import numba_swap as ns
+from numba_swap.dispatch.calibration import reference_costs
+from numba_swap.dispatch.cost_model import route_key, uniform_load
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+KIB, MIB = 1 << 10, 1 << 20
+
+
+SIZES = {"512 B": 512, "8 KiB": 8 * KIB, "64 KiB": 64 * KIB, "256 KiB": 256 * KIB, "1 MiB": MIB}
+COUNTS = (1, 16, 256, 4096)
+
+
+def table_of_modes():
+    """The README's table, from the costs shipped with the package."""
+    counts = " | ".join(f"{count} copies" if count > 1 else "1 copy" for count in COUNTS)
+    yield f"| copies of | {counts} |"
+    yield "|---" * (1 + len(COUNTS)) + "|"
+    for direction in (ns.Direction.H2D, ns.Direction.D2H, ns.Direction.D2D):
+        for words, size in SIZES.items():
+            cells = []
+            for count in COUNTS:
+                ranked = reference_costs().predict(uniform_load(route_key(direction), count, size))
+                cells.append(str(min(ranked)[1]))
+            yield f"| {words}, {direction} | {' | '.join(cells)} |"
+
+
+def test_table_of_modes():
+    assert "\n".join(table_of_modes()) in README
+
+
+def test_the_first_mode_of_the_examples(capsys):
+    assert "# kernel for 3 copies" in README
+    assert "# loop for 3 copies, ... no kernel: driver 11.8" in README
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((4096, 2048)), gpu.device_array((512, 2048))
+        plan = ns.plan_blocks(host, device, [[17, 0], [3000, 1], [5, 2]])
+        assert str(plan.explain()).startswith("kernel for 3 copies")
+        with ns.override(driver_version=(11, 8)):
+            text = str(plan.explain())
+    assert text.startswith("loop for 3 copies")
+    assert "no kernel: driver 11.8" in text
+
+
+def test_example_without_a_gpu_runs():
+    (code,) = (
+        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "simulate" in block
+    )
+    exec(code, {"ns": ns, "np": np, "mapping": [[17, 0], [3000, 1], [5, 2]]})
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((notebooks/[^)]+)\)", README))
+def test_pictures_are_there(path):
+    assert (Path(__file__).parents[2] / path).exists()

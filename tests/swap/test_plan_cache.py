@@ -1,0 +1,271 @@
+"""The short way of a swap between the same arrays: same results, and left when anything changed."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from machines import MACHINES, make_array, random_bytes, read_array
+
+import numba_swap as ns
+from numba_swap.driver.simulated import Fault
+from numba_swap.swap import plan_cache
+
+
+@pytest.fixture(autouse=True)
+def _no_recipes_of_others():
+    plan_cache._recipes.clear()
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Counts of the short way: taken, and left to the long one."""
+    counts = {"short": 0, "long": 0}
+    swap = plan_cache.Recipe.swap
+
+    def counting(self, *arguments):
+        transfer = swap(self, *arguments)
+        counts["long" if transfer is None else "short"] += 1
+        return transfer
+
+    monkeypatch.setattr(plan_cache.Recipe, "swap", counting)
+    return counts
+
+
+def rows_for(rng, count, blocks):
+    """Rows that are no neighbours."""
+    return 2 * np.stack([rng.permutation(blocks // 2)[:count] for _ in range(2)], axis=1)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("kinds", [("pinned", "device"), ("device", "pinned")])
+def test_fresh_rows_arrive_every_time(machine, kinds, rng, taken):
+    with machine.open() as gpu:
+        content, target = random_bytes(rng, (64, 96)), random_bytes(rng, (64, 96))
+        src, dst = (make_array(gpu, k, c) for k, c in zip(kinds, (content, target), strict=True))
+        stream = gpu.stream()
+        for count in (3, 16, 5, 32, 16, 31):
+            mapping = rows_for(rng, count, 64)
+            transfer = ns.swap_blocks(src, dst, mapping, stream=stream)
+            transfer.wait()
+            target[mapping[:, 1]] = content[mapping[:, 0]]
+            assert np.array_equal(read_array(gpu, dst), target)
+            assert (transfer.decision.copies, transfer.nbytes) == (count, count * 96)
+            assert transfer.decision.mode == "kernel"
+            assert transfer.decision.reason.startswith("predicted: kernel")
+    assert taken == {"short": 5, "long": 0}
+
+
+@pytest.fixture
+def pair():
+    with ns.simulate() as gpu:
+        src, dst = gpu.pinned_array((64, 96), np.uint8), gpu.device_array((64, 96), np.uint8)
+        src[:] = np.arange(64)[:, None]
+        stream = gpu.stream()
+        ns.swap_blocks(src, dst, np.array([[0, 8], [2, 4], [4, 0]]), stream=stream).wait()
+        yield gpu, src, dst, stream
+
+
+GOOD = np.array([[0, 8], [2, 4], [40, 0]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 8], [2, 8], [4, 0]], r"block_mapping\[1\]: destination block 8 is written twice"),
+        ([[0, 8], [64, 2], [4, 0]], r"block_mapping\[1\]: src block 64"),
+        ([[0, 8], [2, -1], [4, 0]], r"block_mapping\[1\]: dst block -1"),
+    ],
+)
+def test_bad_rows_get_the_same_errors(pair, taken, rows, message):
+    _gpu, src, dst, stream = pair
+    before = dst.copy_to_host()
+    with pytest.raises(ns.BadPlanError, match=message):
+        ns.swap_blocks(src, dst, np.array(rows), stream=stream)
+    assert taken == {"short": 0, "long": 1}
+    assert np.array_equal(dst.copy_to_host(), before)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"mode": "loop"},
+        {"stream": None},
+        {"max_blocks": 1},
+        {"block_mapping": GOOD.tolist()},
+        {"block_mapping": GOOD.astype(np.int32)},
+        {"block_mapping": np.asfortranarray(GOOD)},
+        {"block_mapping": np.array([[0, 8], [1, 9], [40, 0]])},  # neighbours, to be merged
+        {"block_mapping": np.zeros((0, 2), np.int64)},
+        {"block_mapping": GOOD[:1]},  # so few that the loop is faster
+        {"policy": "latency"},
+    ],
+)
+def test_other_arguments_take_the_long_way(pair, taken, arguments):
+    _gpu, src, dst, stream = pair
+    call = {"block_mapping": GOOD, "stream": stream, **arguments}
+    ns.swap_blocks(src, dst, **call).wait()
+    assert taken == {"short": 0, "long": 1}
+    got = dst.copy_to_host()
+    for i, j in np.asarray(call["block_mapping"]):
+        assert (got[j] == src[i]).all()
+
+
+def test_settings_and_capture_are_seen(pair, taken):
+    gpu, src, dst, stream = pair
+    with ns.override(driver_version=(11, 8)):
+        transfer = ns.swap_blocks(src, dst, GOOD, stream=stream)
+    assert transfer.decision.mode == "loop"
+    transfer.wait()  # or the library's thread would, sooner or later
+    library = gpu.driver.library
+    library.begin_capture(stream.handle)
+    transfer = ns.swap_blocks(src, dst, GOOD, stream=stream)
+    assert len(library.end_capture(stream.handle).nodes) == 1
+    with pytest.raises(ns.CapturedTransferError):
+        transfer.wait()
+    assert taken == {"short": 0, "long": 2}
+    for _ in range(2):  # the graph keeps the descriptors, so the first of these may make new ones
+        ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+    assert taken["short"] >= 1
+
+
+def test_memory_that_is_no_longer_pinned_is_seen(taken):
+    with ns.simulate() as gpu:
+        src = np.arange(64 * 96, dtype=np.uint8).reshape(64, 96)
+        dst, stream = gpu.device_array((64, 96), np.uint8), gpu.stream()
+        gpu.driver.library.register_host(src)
+        modes = []
+        for step in range(4):
+            if step == 2:
+                gpu.driver.library.unregister_host(src)
+            transfer = ns.swap_blocks(src, dst, GOOD, stream=stream)
+            transfer.wait()
+            modes.append(str(transfer.decision.mode))
+            assert np.array_equal(dst.copy_to_host()[GOOD[:, 1]], src[GOOD[:, 0]])
+    assert modes == ["kernel", "kernel", "loop", "loop"]
+    assert taken["short"] == 1
+
+
+def test_an_array_that_was_changed_in_place_is_seen(pair, taken):
+    _gpu, src, dst, stream = pair
+    src.flags.writeable = False
+    ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+    assert taken == {"short": 0, "long": 1}
+    ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+    assert taken == {"short": 1, "long": 1}
+
+
+def test_another_array_of_the_same_id_is_seen(pair, taken):
+    gpu, _src, dst, stream = pair
+    (key,) = plan_cache._recipes
+    recipe = plan_cache._recipes[key]
+    other = gpu.pinned_array((64, 96), np.uint8)
+    other[:] = 77
+    plan_cache._recipes[id(other), id(dst), 0] = recipe  # as if `src` had died and left its id
+    ns.swap_blocks(other, dst, GOOD, stream=stream).wait()
+    assert taken == {"short": 0, "long": 1}
+    assert (dst.copy_to_host()[GOOD[:, 1]] == 77).all()
+
+
+def test_recipes_keep_no_array_alive(taken):
+    with ns.simulate() as gpu:
+        src, dst = gpu.pinned_array((64, 96), np.uint8), gpu.device_array((64, 96), np.uint8)
+        stream = gpu.stream()
+        for _ in range(3):
+            ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+        assert taken["short"] == 2
+        alive = weakref.ref(src), weakref.ref(dst)
+        del src, dst
+        gc.collect()
+        assert [ref() for ref in alive] == [None, None]
+
+
+def test_many_pairs_do_not_grow_the_memory_for_ever():
+    with ns.simulate() as gpu:
+        dst, stream = gpu.device_array((64, 96), np.uint8), gpu.stream()
+        for _ in range(plan_cache._MOST_RECIPES + 10):
+            src = gpu.pinned_array((64, 96), np.uint8)
+            ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+    assert len(plan_cache._recipes) <= plan_cache._MOST_RECIPES
+
+
+def test_a_failing_launch_is_raised_and_nothing_is_retried(pair, taken):
+    gpu, src, dst, stream = pair
+    gpu.driver.library.faults.add(Fault("cuLaunchKernel", 2))
+    before = gpu.driver.library.calls["cuLaunchKernel"]
+    with pytest.raises(ns.DriverCallError, match="cuLaunchKernel results in CUDA_ERROR_OUT_OF_MEM"):
+        ns.swap_blocks(src, dst, GOOD, stream=stream)
+    assert gpu.driver.library.calls["cuLaunchKernel"] == before + 1
+
+
+def test_overlapping_destination_blocks_are_never_for_the_short_way(taken):
+    with ns.simulate() as gpu:
+        src, base = gpu.device_array((8, 64), np.uint8), gpu.pinned_array(1000, np.uint8)
+        sliding = np.lib.stride_tricks.as_strided(base, (8, 64), (32, 1))
+        good, bad = np.array([[0, 0], [2, 2], [4, 4]]), np.array([[0, 0], [2, 1], [4, 4]])
+        stream = gpu.stream()
+        for _ in range(2):
+            ns.swap_blocks(src, sliding, good, stream=stream).wait()
+            with pytest.raises(ns.BadPlanError, match="writes what"):
+                ns.swap_blocks(src, sliding, bad, stream=stream)
+    assert taken == {"short": 0, "long": 0}
+
+
+def test_an_object_for_the_current_stream_is_asked_every_time(pair):
+    gpu, src, dst, _ = pair
+
+    class Current:
+        stream = gpu.stream(non_blocking=True)
+
+        def __cuda_stream__(self):
+            return self.stream.__cuda_stream__()
+
+    current = Current()
+    plan = ns.plan_blocks(src, dst, GOOD)
+    for _ in range(2):
+        plan.run(current).wait()
+        ns.swap_blocks(src, dst, GOOD, stream=current).wait()
+    current.stream = gpu.stream(non_blocking=True)
+    filled = gpu.pinned_array((64, 96), np.uint8)
+    for value, run in (
+        (7, plan.run),
+        (8, lambda stream: ns.swap_blocks(src, dst, GOOD, stream=stream)),
+    ):
+        filled[:] = value
+        dst.copy_to_device(filled, stream=current.stream)  # must come before the swap
+        run(stream=current).wait()
+        assert (dst.copy_to_host()[GOOD[:, 1]] == src[GOOD[:, 0]]).all()
+
+
+def test_a_thread_without_a_context_may_swap_while_all_is_in_use(pair):
+    """The short ways only take what is there; the long one knows how to make more."""
+    _gpu, src, dst, stream = pair
+    plan = ns.plan_blocks(src, dst, GOOD)
+    plan.run(stream).wait()
+    held = [ns.swap_blocks(src, dst, GOOD, stream=stream) for _ in range(4)]
+    errors = []
+
+    def work():
+        try:
+            held.append(ns.swap_blocks(src, dst, GOOD, stream=stream))
+            held.append(plan.run(stream))
+            held.append(plan.run(2))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not errors
+    for transfer in held:
+        transfer.wait()
+
+
+def test_read_only_rows_are_read(pair):
+    _gpu, src, dst, stream = pair
+    rows = np.frombuffer(GOOD.tobytes(), np.int64).reshape(-1, 2)
+    assert not rows.flags.writeable
+    for _ in range(2):
+        ns.swap_blocks(src, dst, rows, stream=stream).wait()
+    assert np.array_equal(dst.copy_to_host()[GOOD[:, 1]], src[GOOD[:, 0]])

@@ -1,0 +1,191 @@
+"""The bench room without a GPU: its arithmetic, its picture, and the figures that README quotes."""
+
+import itertools
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+import numba_swap as ns
+from numba_swap.tools.bench.machine import describe_machine
+from numba_swap.tools.bench.speed.plot import draw_speed
+from numba_swap.tools.bench.speed.plot import main as plot
+from numba_swap.tools.bench.speed.regret import regret, vllm_mode
+from numba_swap.tools.bench.speed.rows import Row
+from numba_swap.tools.bench.speed.suite import THROUGHPUT_TARGETS
+from numba_swap.tools.bench.timing import Samples, measure, measure_in_turn
+
+ROOT = Path(__file__).parents[3]
+RESULT = ROOT / "notebooks" / "data" / "speed_h200.json"
+
+
+@pytest.fixture(scope="module")
+def result():
+    return json.loads(RESULT.read_text(encoding="utf-8"))
+
+
+def test_measure_counts_warm_ups_apart_and_runs_what_comes_before():
+    events = []
+    samples = measure(
+        lambda: events.append("timed"),
+        repeats=3,
+        warmups=2,
+        before=lambda: events.append("before"),
+    )
+    assert events == ["before", "timed"] * 5
+    assert (len(samples.warmups_ns), len(samples.raw_ns)) == (2, 3)
+    assert all(value > 0 for value in samples.raw_ns)
+
+
+def test_actions_in_turn_are_timed_round_by_round():
+    order = []
+    actions = {name: lambda name=name: order.append(name) for name in ("one", "other")}
+    samples = measure_in_turn(actions, repeats=3, warmups=1)
+    assert order == ["one", "other"] * 4
+    assert list(samples) == ["one", "other"]
+    assert all((len(s.warmups_ns), len(s.raw_ns)) == (1, 3) for s in samples.values())
+
+
+def test_median_and_rate():
+    samples = Samples(warmups_ns=[10**12], raw_ns=[3_000_000_000, 1_000_000_000, 2_000_000_000])
+    assert samples.median_s == 2.0
+    assert samples.rate(4096) == 2048.0
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "at_least", "met"),
+    [
+        (0.92, 0.92, True, True),
+        (0.9199, 0.92, True, False),
+        (1.15, 1.15, False, True),
+        (1.1501, 1.15, False, False),
+        (0.1, None, True, True),
+    ],
+)
+def test_a_target_is_met_or_not(value, target, at_least, met):
+    row = Row("x", value, "ratio", target, at_least, {}, Samples())
+    assert row.met == met
+    assert ("MISSED" in str(row)) == (not met)
+
+
+def test_machine_is_described():
+    with ns.simulate(driver_version=(12, 4)):
+        machine = describe_machine()
+    assert machine["driver_version"] == "12.4"
+    assert machine["devices"][0]["name"] == "Simulated GPU"
+    assert machine["versions"]["numba"]
+    json.dumps(machine)
+
+
+def test_committed_result_says_on_what_it_was_measured(result):
+    machine = result["machine"]
+    assert machine["devices"][0]["name"] == "NVIDIA H200"
+    assert machine["driver_release"]
+    assert re.fullmatch("[0-9a-f]{40}", machine["commit"])
+    assert machine["versions"]["numba-cuda"]
+
+
+def test_committed_values_follow_from_the_raw_ones(result):
+    for row in result["rows"]:
+        samples = Samples(**row["samples"])
+        details = row["details"]
+        if row["unit"] == "s":
+            assert row["value"] == pytest.approx(samples.median_s)
+        elif "cells" in details or "regret" in row["name"]:
+            pass  # held by the test below
+        elif "slots" in details:
+            ceiling = Samples(raw_ns=details["ceiling_ns"]).rate(1 << 30)
+            assert row["value"] == pytest.approx(samples.rate(details["bytes"]) / ceiling)
+        elif "alone_ns" in details:
+            alone = Samples(raw_ns=details["alone_ns"]).median_s
+            assert row["value"] == pytest.approx(samples.median_s / alone)
+        elif "ceiling_ns" in details:
+            ceiling = Samples(raw_ns=details["ceiling_ns"]).rate(1 << 30)
+            assert row["value"] == pytest.approx(samples.rate(details["bytes"]) / ceiling)
+        elif details.get("plot"):
+            nbytes = details["count"] * details["block"]
+            assert row["value"] == pytest.approx(samples.rate(nbytes))
+        if row["target"] is not None:
+            better = (
+                row["value"] >= row["target"] if row["at_least"] else row["value"] <= row["target"]
+            )
+            assert row["met"] == better
+
+
+@pytest.mark.parametrize("arm", ["auto, calibrated", "auto, shipped", "vLLM's rule"])
+def test_committed_regrets_follow_from_the_raw_ones(result, arm):
+    (cells,) = [row["details"]["cells"] for row in result["rows"] if "cells" in row["details"]]
+    regrets = [regret(cell, arm) for cell in cells]
+    assert len(cells) == 216
+    words = {"auto, calibrated": "calibrated", "auto, shipped": "shipped figures"}.get(arm, arm)
+    rows = {
+        kind: row["value"]
+        for row in result["rows"]
+        for kind in ("geometric mean", "worst")
+        if row["name"].startswith(f"regret, {words}, {kind}")
+    }
+    assert rows["geometric mean"] == pytest.approx(statistics.geometric_mean(regrets))
+    assert rows["worst"] == pytest.approx(max(regrets))
+
+
+def test_the_other_rule_of_the_regrets():
+    h2d, d2h = "host to device", "device to host"
+    assert vllm_mode(h2d, 16, 16 * 28 * 1024 - 1) == "kernel"
+    assert vllm_mode(h2d, 15, 15 * 512) == "batch"
+    assert vllm_mode(h2d, 16, 16 * 28 * 1024) == "batch"
+    assert vllm_mode(d2h, 1000, 1000 * 512) == "batch"
+    cell = {"direction": d2h, "copies": 4, "bytes": 4, "raw_ns": {"batch": [9, 6], "kernel": [3]}}
+    assert regret(cell, "vLLM's rule") == 2.0
+
+
+def test_readme_quotes_the_exchanges(result):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for how, words in (("planned", "planned before"), ("fresh", "planned in the call")):
+        for slots, where in (
+            ("other slots", "into other slots"),
+            ("same slots", "into the slots that are paged out"),
+            ("in place", "slots and blocks change places"),
+        ):
+            cells = [
+                f"{row['value']:.3f}"
+                for row in result["rows"]
+                if row["details"].get("slots") == slots and row["details"]["how"] == how
+            ]
+            assert f"| {where}, {words} | {' | '.join(cells)} |" in readme
+
+
+def test_readme_quotes_the_committed_result(result):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    quoted = {
+        ns.Direction.H2D: "| host to device, 512 MiB in all |",
+        ns.Direction.D2H: "| device to host, 512 MiB in all |",
+        ns.Direction.D2D: "| within the device, 1 GiB in all |",
+    }
+    for direction, beginning in quoted.items():
+        line = next(line for line in readme.splitlines() if line.startswith(beginning))
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        values = [
+            f"{row['value']:.3f}"
+            for size, row in itertools.product(THROUGHPUT_TARGETS[direction], result["rows"])
+            if row["target"] is not None
+            and row["details"].get("direction") == direction
+            and row["details"].get("block") == size
+            and "in all" in row["name"]
+        ]
+        assert [cell for cell in cells if cell] == values
+
+
+def test_picture_shows_every_mode_in_both_directions(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    panels = draw_speed(result).axes
+    assert [panel.get_title() for panel in panels] == ["Host to device", "Device to host"]
+    for panel in panels:
+        lines = {line.get_label(): line for line in panel.get_lines()}
+        assert set(lines) == {"auto", "kernel", "batch", "loop", "one contiguous copy"}
+        assert all(
+            len(lines[mode].get_xdata()) == 12 for mode in ("auto", "kernel", "batch", "loop")
+        )
+    assert plot([str(RESULT), str(tmp_path / "picture.png")]) == 0
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
