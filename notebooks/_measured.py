@@ -1,3 +1,4 @@
+# ruff: noqa: S603 -- it runs Python without a shell
 """What notebooks 3 and 4 read out of the results of `numba-swap ab` that are kept here.
 
 Times are from call to completion. All that is said of them is computed from the raw values.
@@ -6,27 +7,34 @@ Times are from call to completion. All that is said of them is computed from the
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 import statistics
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numba_swap.dispatch.calibration import reference_document
-from numba_swap.tools.bench.ab.analysis.crossover import find_crossovers
-from numba_swap.tools.bench.ab.analysis.effects import Effect
-from numba_swap.tools.bench.ab.analysis.report import effect_between
-from numba_swap.tools.bench.ab.gpu.gpu import open_gpu
-from numba_swap.tools.bench.ab.measure.run import Bench
-from numba_swap.tools.bench.ab.measure.sampling import Method
-from numba_swap.tools.bench.ab.results.results import CellResult, Result, load_result, select_cells
-from numba_swap.tools.bench.ab.spec.arms import parse_arms
-from numba_swap.tools.bench.ab.spec.cases import DEFAULT_SPAN_BYTES, DIRECTIONS, make_cases
-from numba_swap.tools.bench.ab.spec.grids import Cell
-from numba_swap.tools.bench.ab.spec.units import KIB
+from numba_swap import ab
 
 MODES = ("kernel", "batch", "loop")
+DIRECTIONS = ("h2d", "d2h", "d2d")
+KIB = 1024
 _DATA = Path(__file__).with_name("data")
+# The calibration that is shipped with the package.
+_SHIPPED = Path(__file__).parents[1] / "numba_swap" / "dispatch" / "data" / "reference_costs.json"
+
+
+def command(*arguments: str) -> str:
+    """Run the command ``numba-swap`` and return what it prints."""
+    line = [sys.executable, "-m", "numba_swap", *arguments]
+    result = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+    if result.returncode:
+        raise RuntimeError(f"numba-swap {' '.join(arguments)}: {result.stderr.strip()}")
+    return result.stdout
 
 
 class Key(NamedTuple):
@@ -54,12 +62,12 @@ Rule = Callable[[int, int], str]
 # -- what was measured --------------------------------------------------------------------------
 
 
-def load(name: str) -> Result:
+def load(name: str) -> ab.Result:
     """Read a result from the folder of data."""
-    return load_result(_DATA / name)
+    return ab.load_result(_DATA / name)
 
 
-def origin(result: Result) -> str:
+def origin(result: ab.Result) -> str:
     """Say where a result was measured, for the last line of a table."""
     if result.simulated:
         return "Simulated driver, no GPU: the times say nothing."
@@ -69,21 +77,22 @@ def origin(result: Result) -> str:
     return f"Measured on a GPU: {device}, driver {machine['driver_release']}, {date}."
 
 
-def narrow(result: Result, directions: Sequence[str], arms: Sequence[str]) -> Result:
+def narrow(result: ab.Result, directions: Sequence[str], arms: Sequence[str]) -> ab.Result:
     """Return a result with only some directions and arms; the control stays."""
     cells = [
         dataclasses.replace(cell, arms=[arm for arm in cell.arms if arm.control or arm.arm in arms])
-        for cell in select_cells(result.cells, direction=directions)
+        for cell in result.cells
+        if cell.case.direction in directions
     ]
     return dataclasses.replace(result, cells=cells)
 
 
-def key_of(cell: CellResult) -> Key:
+def key_of(cell: ab.CellResult) -> Key:
     """Return what a cell copied."""
     return Key(cell.case.direction, cell.case.block_bytes, cell.case.count)
 
 
-def times_of(result: Result) -> Times:
+def times_of(result: ab.Result) -> Times:
     """Return the median time of every mode, and of auto."""
     return {
         key_of(cell): {
@@ -104,7 +113,7 @@ def times_of_calibration(least: int) -> Times:
         Only what has so many blocks at least, and was measured in all three modes.
     """
     found: dict[Key, dict[str, float]] = {}
-    for row in reference_document()["measured"]:
+    for row in _shipped_calibration()["measured"]:
         if row["route"] in DIRECTIONS and row["copies"] >= least:
             key = Key(row["route"], row["nbytes"] // row["copies"], row["copies"])
             found.setdefault(key, {})[row["mode"]] = row["median_us"]
@@ -113,19 +122,25 @@ def times_of_calibration(least: int) -> Times:
 
 def origin_of_calibration() -> str:
     """Say where the calibration that is shipped was measured."""
-    document = reference_document()
+    document = _shipped_calibration()
     return f"{document['key']['device']}, {document['key']['driver']}, {document['date']}"
+
+
+@functools.cache
+def _shipped_calibration() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(_SHIPPED.read_text())
+    return document
 
 
 # -- what follows -------------------------------------------------------------------------------
 
 
-def compare(result: Result, key: Key, over: str, under: str) -> Effect:
+def compare(result: ab.Result, key: Key, over: str, under: str) -> ab.Effect:
     """Return the ratio of two arms' times in one cell, from the rounds that they ran in turn."""
     cell = next(cell for cell in result.cells if key_of(cell) == key)
-    arms = {arm.arm: arm for arm in cell.arms if not arm.control}
-    effect = effect_between(cell, arms[under], arms[over], "completion", result.seed)
-    assert effect is not None  # completion is always measured
+    arm = ab.summarise_cell(cell, result.seed, baseline=under).find(over)
+    effect = None if arm is None else arm.effect
+    assert effect is not None  # it was measured, and is not the baseline
     return effect
 
 
@@ -134,12 +149,12 @@ def best_of(times: Mapping[str, float], modes: Sequence[str] = MODES) -> str:
     return min((mode for mode in modes if mode in times), key=lambda mode: times[mode])
 
 
-def gain_of_batch(result: Result, key: Key) -> float:
+def gain_of_batch(result: ab.Result, key: Key) -> float:
     """Return the loop's time over the batch's."""
     return compare(result, key, "loop", "batch").ratio
 
 
-def gain_of_best(result: Result, key: Key, times: Times) -> float:
+def gain_of_best(result: ab.Result, key: Key, times: Times) -> float:
     """Return the time of the better one of batch and loop over that of the best mode."""
     best, known = best_of(times[key]), best_of(times[key], ("batch", "loop"))
     return 1.0 if best == known else compare(result, key, known, best).ratio
@@ -148,7 +163,7 @@ def gain_of_best(result: Result, key: Key, times: Times) -> float:
 def crossovers(times: Times, one: str, other: str, direction: str, count: int) -> list[float]:
     """Return the block sizes at which two modes are equally fast."""
     here = sorted(_cells_with(times, one, other, direction, count))
-    return find_crossovers(
+    return ab.find_crossovers(
         [key.block_bytes for key in here],
         [times[key][one] for key in here],
         [times[key][other] for key in here],
@@ -231,9 +246,9 @@ def measure_here(
     sizes: Sequence[int],
     counts: Sequence[int],
     most_s: float,
-    **options: Any,
-) -> Result:
-    """Measure auto and the three modes on the GPU of this machine.
+    *more: str,
+) -> ab.Result:
+    """Measure auto and the three modes on the GPU of this machine, by ``numba-swap ab``.
 
     Parameters
     ----------
@@ -241,20 +256,19 @@ def measure_here(
         All combinations are measured.
     most_s : float
         Start no case later than this.
-    **options
-        ``simulated_version``, to go through the motions on a simulated driver of that version;
-        ``span_bytes``, as for `make_cases`; the others are those of `Method`.
+    *more
+        Further arguments of the command, for example to run on a simulated driver.
 
     Returns
     -------
     Result
         Without the modes that this machine does not have.
     """
-    span_bytes = options.pop("span_bytes", DEFAULT_SPAN_BYTES)
-    cases = make_cases(directions, sizes, counts, span_bytes=span_bytes)
-    arms = tuple(parse_arms(["auto", *MODES]))
-    version = options.pop("simulated_version", None)
-    method = Method(**{"rounds": 20, "sample_ns": 1_000_000, "most_arm_ns": 3 * 10**9} | options)
-    with open_gpu(version) as gpu:
-        cells = [Cell(case, arms) for case in cases]
-        return Bench(gpu, cells, method, skip=True, most_s=most_s).run()
+    with tempfile.TemporaryDirectory(prefix="notebook-") as folder:
+        path = Path(folder) / "result.json"
+        cases = ["--direction", *directions, "--block", *map(str, sizes)]
+        cases += ["--count", *map(str, counts)]
+        method = ["--rounds", "20", "--sample-ms", "1", "--most-arm-s", "3", "--skip"]
+        method += ["--most-s", str(most_s), *more]
+        command("ab", "run", "auto", *MODES, *cases, *method, "--json", str(path))
+        return ab.load_result(path)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,24 +98,45 @@ def in_child(function: Callable[..., Any], *arguments: Any, beside: str | None =
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def symbol_of(library: Any, name: str, address: int) -> str | None:
+def look_up(driver: Any, name: str, requested: int) -> int:
+    """Ask a driver for a function by its newest ``cuGetProcAddress``; return the address, or 0.
+
+    Parameters
+    ----------
+    driver : ctypes.CDLL, or an object with the same functions
+        Real or simulated, loaded in this process.
+    name, requested : str, int
+        The function, and the requested version.
+    """
+    pointer, status = ctypes.c_void_p(), ctypes.c_int()
+    arguments = [name.encode(), ctypes.byref(pointer), requested, ctypes.c_uint64(0)]
+    if hasattr(driver, "cuGetProcAddress_v2"):
+        code = driver.cuGetProcAddress_v2(*arguments, ctypes.byref(status))
+    else:
+        code = driver.cuGetProcAddress(*arguments)
+    return 0 if code or status.value else pointer.value or 0
+
+
+def symbol_of(driver: Any, name: str, address: int | None) -> str | None:
     """Name inside a driver library of a function that was looked up by `name`.
 
     Parameters
     ----------
-    library : DriverLibrary
+    driver : ctypes.CDLL, or an object with the same functions
         Real or simulated, loaded in this process.
     name, address
         What was asked for, and the address given.
     """
     for symbol in (name, *(f"{name}_v{revision}" for revision in (2, 3, 4))):
-        if library.simulated:
-            function = library.exports.get(symbol)
-        else:
-            function = getattr(ctypes.CDLL(library.path), symbol, None)
+        function = getattr(driver, symbol, None)
         if function is not None and ctypes.cast(function, ctypes.c_void_p).value == address:
             return symbol
     return None
+
+
+def functions_of(gpu: Any) -> Any:
+    """Return the C functions of a simulated driver, as `ctypes.CDLL` has those of a real one."""
+    return types.SimpleNamespace(**gpu.library.exports)
 
 
 Revision = tuple[int, int]  # its place among the name's revisions, and its number of parameters
@@ -155,20 +177,20 @@ def compare_requests(
 
 def _revisions_given(versions, constants):
     """In a child: the version that brought the revision given, for each name, in two ways."""
-    from numba_swap.driver.calls import Driver
-    from numba_swap.driver.library import NvidiaLibrary
+    import ctypes
 
-    library = NvidiaLibrary()
-    ask = library.proc_address.ask
-    own_version = Driver(library).version.encoded
+    from _museum import look_up
+
+    driver, own_version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(own_version))
 
     def given(name, requested):
-        address = ask(name, requested).address
+        address = look_up(driver, name, requested)
         if not address:
             return None
-        return next(v for v in versions[name] if ask(name, v).address == address)
+        return next(v for v in versions[name] if look_up(driver, name, v) == address)
 
-    at_own = [given(name, own_version) for name in constants]
+    at_own = [given(name, own_version.value) for name in constants]
     return at_own, [given(name, version) for name, version in constants.items()]
 
 
@@ -190,36 +212,42 @@ def call_by_slots(requested, passed):
     import ctypes
 
     import numpy as np
+    from _museum import functions_of, look_up
 
     import numba_swap as ns
-    from numba_swap.driver import abi
 
     def number(argument):
         pointer = not isinstance(argument, int)
         return ctypes.cast(argument, ctypes.c_void_p).value if pointer else argument
 
     with ns.simulate(driver_version=(13, 0)) as gpu:
-        gpu.driver.current_context()
+        driver, context = functions_of(gpu), ctypes.c_void_p()
+        driver.cuInit(0)
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        driver.cuCtxSetCurrent(context)
         host, device = gpu.pinned_array(128, np.uint8), gpu.device_array(128, np.uint8)
         start, to = host.ctypes.data, device.__cuda_array_interface__["data"][0]
         # Two copies of 64 bytes; but the second has size 0, so the failing index is 1.
         lists = np.array([[to, to + 64], [start, start + 64], [64, 0]], np.uint64)
         things = {
-            "attrs": abi.MemcpyAttributes(src_access_order=abi.SRC_ACCESS_ORDER_STREAM),
+            # CUmemcpyAttributes: CU_MEMCPY_SRC_ACCESS_ORDER_STREAM, no hints, no flags.
+            "attrs": (ctypes.c_int * 6)(1),
             "attrIdxs": ctypes.c_size_t(0),
-            "failIdx": ctypes.c_size_t(abi.SIZE_MAX),
+            "failIdx": ctypes.c_size_t(-1),
             "hStream": ctypes.c_uint64(0x5EC2E7),  # stands for the driver's data of a stream
         }
         values = {name: ctypes.addressof(thing) for name, thing in things.items()}
         values |= {name: lists[i].ctypes.data for i, name in enumerate(("dsts", "srcs", "sizes"))}
         values |= {"count": 2, "numAttrs": 1, "left over": gpu.stream().handle}
-        name, arrived = abi.MEMCPY_BATCH_ASYNC.name, []
+        name, arrived = "cuMemcpyBatchAsync", []
         gpu.library.faults.watch(name, lambda *arguments: arrived.extend(map(number, arguments)))
-        address = gpu.library.proc_address.ask(name, requested).address
+        address = look_up(driver, name, requested)
         # All integers and pointers take one slot of 64 bits, so all can be passed as such.
         function = ctypes.CFUNCTYPE(ctypes.c_int, *(ctypes.c_uint64 for _ in passed))(address)
         code = function(*(values[name] for name in passed))
-        outcome = {"return code": f"{code}, {gpu.driver.error_name(code)}"}
+        error = ctypes.c_char_p()
+        driver.cuGetErrorName(code, ctypes.byref(error))
+        outcome = {"return code": f"{code}, {error.value.decode()}"}
         outcome["data of the stream"] = f"{0x5EC2E7:#x}, then {things['hStream'].value:#x}"
         names = {value: name for name, value in values.items()}
         return {"arrived": [names[value] for value in arrived], "outcome": outcome}

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 from matplotlib.patches import Rectangle
+from scipy import fft
 
 _BLUES = ["#dcebf7", "#9dc6e4", "#4f97c9", "#1f5f9a"]  # the oldest revision to the newest
 _WRONG, _PLAIN, _NONE, _UNREAD = "#f6b26b", "#eef1f4", "#ffffff", "#ffffff"
@@ -115,6 +116,28 @@ def draw_revisions(panels: Sequence[Panel], drivers: Sequence[str], source: str)
 
 
 Image = npt.NDArray[np.float32]
+
+
+def turbulent_field(size: int) -> Image:
+    """Compute a field to look at: noise whose power spectrum falls as ``k ** (-5 / 3)``.
+
+    Parameters
+    ----------
+    size : int
+        Points along each of the two axes.
+
+    Returns
+    -------
+    ndarray of float32, shape (size, size)
+        The same at every call, with mean 0 and standard deviation 1.
+    """
+    noise = np.random.default_rng(0).standard_normal((size, size))
+    k = np.hypot(fft.fftfreq(size)[:, None], fft.rfftfreq(size)[None, :])
+    k[0, 0] = np.inf  # no mean
+    # In two dimensions a shell of radius k holds k modes, so amplitudes fall as k ** (-4 / 3).
+    field = fft.irfft2(fft.rfft2(noise) * k ** (-4 / 3), s=noise.shape)
+    scaled: Image = (field / field.std()).astype(np.float32)
+    return scaled
 
 
 def cut(image: Image, columns: int) -> Image:

@@ -10,13 +10,18 @@
 ...     transfer.wait()
 ...     bool((device.copy_to_host()[[5, 1]] == host[[0, 3]]).all())
 True
+
+Public are the names of ``numba_swap.__all__``, of ``numba_swap.testing.__all__`` (simulated
+drivers, and driver calls that fail on purpose) and of ``numba_swap.ab.__all__`` (read, judge and
+draw what ``numba-swap ab`` measured); all else may change. Import the two modules on their own:
+``from numba_swap import testing``.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from numba_swap._version import __version__
 from numba_swap.copies.copies import Direction
-from numba_swap.dispatch.ranking import Decision, Estimate
+from numba_swap.dispatch.decision import Decision, Estimate
 from numba_swap.dispatch.settings import Mode, Policy, override
 from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import (
@@ -31,13 +36,17 @@ from numba_swap.errors import (
     NumbaSwapError,
     UnsupportedArrayError,
 )
-from numba_swap.swap.exchange.verbs import ExchangePlan, exchange, plan_exchange
+from numba_swap.swap.exchange.plan import ExchangePlan
+from numba_swap.swap.exchange.verbs import exchange, plan_exchange
+from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plan_cache import plan_cache
 from numba_swap.swap.transfer import Transfer
-from numba_swap.swap.verbs import CopyPlan, plan_blocks, swap_blocks, swap_blocks_batch, warm_up
+from numba_swap.swap.verbs import plan_blocks, swap_blocks, swap_blocks_batch, warm_up
 
 if TYPE_CHECKING:
     from numba_swap.driver.simulated.gpu import simulate
     from numba_swap.tools.bench.calibrate import calibrate
+    from numba_swap.tools.explain import explain_copy
     from numba_swap.tools.info.driver_info import driver_info
 
 __all__ = [
@@ -64,8 +73,10 @@ __all__ = [
     "calibrate",
     "driver_info",
     "exchange",
+    "explain_copy",
     "override",
     "plan_blocks",
+    "plan_cache",
     "plan_exchange",
     "simulate",
     "swap_blocks",
@@ -76,6 +87,7 @@ __all__ = [
 _LATE = {
     "calibrate": "numba_swap.tools.bench.calibrate",
     "driver_info": "numba_swap.tools.info.driver_info",
+    "explain_copy": "numba_swap.tools.explain",
     "simulate": "numba_swap.driver.simulated.gpu",
 }
 

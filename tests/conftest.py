@@ -5,6 +5,9 @@ import pytest
 from machines import CASES
 
 import numba_swap as ns
+from numba_swap.device.devices import devices_of
+from numba_swap.dispatch.calibration import find_costs, use_costs
+from numba_swap.driver.current import current_driver
 
 
 @pytest.fixture(params=CASES)
@@ -26,6 +29,22 @@ def mode(case):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261122)
+
+
+@pytest.fixture
+def tune():
+    """Change figures of `Tuning` for the first GPU of the driver in use, until the test is over."""
+    former = []
+
+    def change(**figures):
+        device = devices_of(current_driver())[0]
+        costs = find_costs(device)
+        former.append((device, costs))
+        use_costs(device, costs._replace(tuning=costs.tuning._replace(**figures)))
+
+    yield change
+    for device, costs in reversed(former):
+        use_costs(device, costs)
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,7 @@ class ArrayView(NamedTuple):
     on_cuda: bool = False
 
 
+@functools.lru_cache(maxsize=256)
 def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
     """Return the first byte that an array touches, and the one after the last, from index 0."""
     if 0 in shape or itemsize == 0:
@@ -81,7 +82,10 @@ def view_array(array: Any, name: str) -> ArrayView:
     except Exception as error:  # PyTorch refuses tensors that require gradients with RuntimeError
         raise UnsupportedArrayError(f"{name} gives no CUDA array interface: {error}") from error
     if interface is not None:
-        return _view_cuda_interface(interface, array, name)
+        view = _view_cuda_interface(interface, array, name)
+        # Numba's mapped and managed arrays say of themselves that they may always be written.
+        locked = isinstance(array, np.ndarray) and not array.flags.writeable
+        return view._replace(readonly=True) if locked else view
     if isinstance(array, np.ndarray):
         return _view_numpy(array, name)
     if hasattr(array, "__dlpack__"):

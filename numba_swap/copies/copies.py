@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.provenance import ChosenOrigin, Described, LayersOrigin, Origin
+from numba_swap.copies.provenance import Layers, Merged, Provenance, Rows, Selected
 from numba_swap.device.memory import Addresses, Allocation, MemoryKind
 from numba_swap.device.resources import PinnedBuffer
-from numba_swap.errors import BadPlanError, DriverCallError
+from numba_swap.errors import DriverCallError
 
 
 class Direction(enum.StrEnum):
@@ -33,138 +33,46 @@ class Direction(enum.StrEnum):
     MIXED = "mixed directions"
 
 
-class Copies:
-    """Copies to be made in any order: validated, without empty ones, neighbours merged.
-
-    Nothing here is changed after it was made, but for what is derived on demand.
-
-    Parameters
-    ----------
-    dst, src : ndarray of uint64, shape (n,)
-        Addresses, one copy a row.
-    size : int or ndarray of uint64, shape (n,)
-        Lengths in bytes; one number if all are equal.
-    sources, destinations : tuple of Allocation
-        Every allocation that the copies read and write; of many, one of each sort is enough.
-    describe : callable
-        What the copy at an index is, in the user's terms, for error messages.
-    owners : tuple of object
-        What keeps the memory alive.
-    producer_streams : tuple of int
-        Streams whose work on the arrays must come first.
-    buffer : PinnedBuffer, optional
-        Pinned memory in which `dst` and `src` stand one after the other, if they do.
-    alignment_bits : int, optional
-        All addresses and lengths or-ed, if known: low bits that are 0 here are 0 in all of them.
-    origin : Origin, optional
-        What `describe` tells, and the user's rows behind each copy.
-    mergeable : bool, optional
-        Whether some may still have neighbours that continue them.
+class Ends(NamedTuple):
+    """What copies have in common at both sides, whichever of them are picked out.
 
     Attributes
     ----------
-    nbytes, largest : int
-        Bytes in all, and of the longest copy.
-    uniform : int
-        Bytes of every copy, or 0 if they differ.
+    sources, destinations : tuple of Allocation
+        Every allocation that the copies read and write; of many, one of each sort is enough.
     direction : Direction
         Between which sides the bytes move.
     device : int or None
         The GPU whose memory takes part, the first if there are several; None if none does.
-    prepared : dict
-        What the modes derive and want to find again.
+    owners : tuple of object
+        What keeps the memory alive.
+    producer_streams : tuple of int
+        Streams whose work on the arrays must come first.
     """
 
-    def __init__(
-        self,
-        dst: Addresses,
-        src: Addresses,
-        size: Addresses | int,
-        sources: tuple[Allocation, ...] = (),
-        destinations: tuple[Allocation, ...] = (),
-        describe: Callable[[int], str] = "copy {}".format,
+    sources: tuple[Allocation, ...]
+    destinations: tuple[Allocation, ...]
+    direction: Direction
+    device: int | None
+    owners: tuple[object, ...] = ()
+    producer_streams: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        sources: tuple[Allocation, ...],
+        destinations: tuple[Allocation, ...],
         owners: tuple[object, ...] = (),
         producer_streams: tuple[int, ...] = (),
-        buffer: PinnedBuffer | None = None,
-        alignment_bits: int | None = None,
-        origin: Origin | None = None,
-        mergeable: bool = False,
-    ) -> None:
-        self.dst = dst
-        self.src = src
-        self.sources = sources
-        self.destinations = destinations
-        self.origin: Origin = Described(describe) if origin is None else origin
-        self.mergeable = mergeable
-        self.owners = owners
-        self.producer_streams = producer_streams
-        self.buffer = buffer
-        self._alignment_bits = alignment_bits
-        self._sizes: Addresses | None = None
-        if isinstance(size, int):
-            self.uniform = self.largest = size
-            self.nbytes = size * len(dst)
-        else:
-            self._sizes = size
-            self.nbytes = int(size.sum())
-            self.largest = int(size.max(initial=0))
-            self.uniform = self.largest if self.nbytes == self.largest * len(dst) else 0
-        self.direction, self.device = _route(sources, destinations)
-        self.prepared: dict[Any, Any] = {}
-
-    def __len__(self) -> int:
-        return len(self.dst)
-
-    @property
-    def sizes(self) -> Addresses:
-        """Lengths in bytes, one a row; made on demand."""
-        if self._sizes is None:
-            self._sizes = np.full(len(self), self.uniform, dtype=np.uint64)
-        return self._sizes
-
-    @property
-    def alignment_bits(self) -> int:
-        """All addresses and lengths or-ed: low bits that are 0 here are 0 in all of them."""
-        if self._alignment_bits is None:
-            columns = (self.dst, self.src, self.sizes)
-            self._alignment_bits = int(
-                np.bitwise_or.reduce([np.bitwise_or.reduce(column) for column in columns])
-            )
-        return self._alignment_bits
+    ) -> Ends:
+        """Return the ends in these allocations."""
+        direction, device = _route(sources, destinations)
+        return cls(sources, destinations, direction, device, owners, producer_streams)
 
     @property
     def allocations(self) -> tuple[Allocation, ...]:
         """All allocations that take part."""
         return self.sources + self.destinations
-
-    def describe(self, index: int) -> str:
-        """Say what the copy at an index is, in the user's terms."""
-        return self.origin.describe(index)
-
-    def refused(
-        self, function: str, code: int, name: str, index: int | None, most: int
-    ) -> DriverCallError:
-        """Make the error of a driver function that refused one of the copies.
-
-        Parameters
-        ----------
-        function, code, name
-            The driver's names, and its code.
-        index : int or None
-            The copy that it refused, if it said so; those before were submitted.
-        most : int
-            Otherwise, how many copies have been submitted at most.
-        """
-        rows = self.origin.rows(most if index is None else index)
-        if index is None:
-            note = "Which copies were submitted is not known"
-            note += f": none from copy {most} on." if most < len(self) else "."
-            return DriverCallError(function, code, name, None, note, submitted_rows=rows)
-        copy = self.describe(index)
-        note = (
-            f"At fault is {copy}; the {index} copies before it were submitted, the rest were not."
-        )
-        return DriverCallError(function, code, name, index, note, copy, index, rows)
 
 
 SIDES = {
@@ -201,10 +109,228 @@ def _route(
     return direction, managed if device is None else device
 
 
+class PinnedTable(NamedTuple):
+    """Pinned memory in which columns of addresses stand one after the other.
+
+    Attributes
+    ----------
+    buffer : PinnedBuffer
+        What holds it.
+    address : int
+        Where the first column begins.
+    """
+
+    buffer: PinnedBuffer
+    address: int
+
+
+class Copies:
+    """Copies to be made in any order: validated, without empty ones, neighbours merged.
+
+    Nothing here is changed after it was made, but for what is derived on demand.
+
+    Parameters
+    ----------
+    dst, src : ndarray of uint64, shape (n,)
+        Addresses, one copy a row.
+    size : int or ndarray of uint64, shape (n,)
+        Lengths in bytes; one number if all are equal.
+    ends : Ends
+        What they have in common.
+    origin : Provenance
+        The user's rows behind each copy.
+    table : PinnedTable, optional
+        Where `dst` and `src` stand in pinned memory, if they do.
+    alignment_bits : int, optional
+        All addresses and lengths or-ed, if known: low bits that are 0 here are 0 in all of them.
+    mergeable : bool, optional
+        Whether some may still have neighbours that continue them.
+
+    Attributes
+    ----------
+    nbytes, largest : int
+        Bytes in all, and of the longest copy.
+    uniform : int
+        Bytes of every copy, or 0 if they differ.
+    memo : dict
+        What the floors above derive and want to find again.
+    """
+
+    def __init__(
+        self,
+        dst: Addresses,
+        src: Addresses,
+        size: Addresses | int,
+        ends: Ends,
+        origin: Provenance,
+        *,
+        table: PinnedTable | None = None,
+        alignment_bits: int | None = None,
+        mergeable: bool = False,
+    ) -> None:
+        self.dst = dst
+        self.src = src
+        self.ends = ends
+        self.origin = origin
+        self.table = table
+        self.mergeable = mergeable
+        self._alignment_bits = alignment_bits
+        self._sizes: Addresses | None = None
+        if isinstance(size, int):
+            self.uniform = self.largest = size
+            self.nbytes = size * len(dst)
+        else:
+            self._sizes = size
+            self.nbytes = int(size.sum())
+            self.largest = int(size.max(initial=0))
+            self.uniform = self.largest if self.nbytes == self.largest * len(dst) else 0
+        self.memo: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.dst)
+
+    @property
+    def direction(self) -> Direction:
+        """Between which sides the bytes move."""
+        return self.ends.direction
+
+    @property
+    def sizes(self) -> Addresses:
+        """Lengths in bytes, one a row; made on demand."""
+        if self._sizes is None:
+            self._sizes = np.full(len(self), self.uniform, dtype=np.uint64)
+        return self._sizes
+
+    @property
+    def size(self) -> Addresses | int:
+        """Bytes of every copy, or of each."""
+        return self.uniform or self.sizes
+
+    @property
+    def alignment_bits(self) -> int:
+        """All addresses and lengths or-ed: low bits that are 0 here are 0 in all of them."""
+        if self._alignment_bits is None:
+            columns = (self.dst, self.src, self.sizes)
+            self._alignment_bits = int(
+                np.bitwise_or.reduce([np.bitwise_or.reduce(column) for column in columns])
+            )
+        return self._alignment_bits
+
+    def _aligned_bits(self) -> int | None:
+        """Return bits that hold for some of the copies, too; None if theirs may be better."""
+        bits = self._alignment_bits
+        return bits if bits is not None and bits % 16 == 0 else None
+
+    def select(
+        self, rows: Rows | slice, ends: Ends | None = None, *, others_run: bool = True
+    ) -> Copies:
+        """Return some of the copies, in an order.
+
+        Parameters
+        ----------
+        rows : ndarray of int or slice
+            Which ones.
+        ends : Ends, optional
+            What these have in common, if it is less than what all have.
+        others_run : bool, optional
+            Whether the others run beside them, or are left out for good.
+        """
+        chosen = range(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        return Copies(
+            self.dst[rows],
+            self.src[rows],
+            self.uniform or self.sizes[rows],
+            ends or self.ends,
+            Selected(self.origin, chosen, others_run),
+            alignment_bits=self._aligned_bits(),
+            mergeable=self.mergeable,
+        )
+
+    def coalesced(self) -> Copies:
+        """Return the copies with neighbours merged; the same, if there are none."""
+        if not self.mergeable:
+            return self
+        sides = (self.ends.sources, self.ends.destinations)
+        # Of several layers, the first allocation need not be the lowest.
+        inner = [a.start for side in sides if len(side) > 1 for a in side]
+        columns, first = merge(self.dst, self.src, self.size, np.array(inner, dtype=np.uint64))
+        if first is None:
+            return self
+        return Copies(
+            *columns,
+            self.ends,
+            Merged(self.origin, first, self.size, len(self)),
+            alignment_bits=self._aligned_bits(),
+        )
+
+    def without_identities(self) -> Copies:
+        """Leave out copies of a block onto itself: there is nothing to move."""
+        rows = np.flatnonzero(self.dst != self.src)
+        return self if len(rows) == len(self) else self.select(rows, others_run=False)
+
+    def driver_error(
+        self, function: str, code: int, name: str, index: int | None, most: int
+    ) -> DriverCallError:
+        """Make the error of a driver function that refused one of the copies.
+
+        Parameters
+        ----------
+        function, code, name
+            The driver's names, and its code.
+        index : int or None
+            The copy that it refused, if it said so; those before were submitted.
+        most : int
+            Otherwise, how many copies have been submitted at most.
+        """
+        rows = self.origin.rows(most if index is None else index)
+        if index is None:
+            note = "Which copies were submitted is not known"
+            note += f": none from copy {most} on." if most < len(self) else "."
+            return DriverCallError(function, code, name, None, note, submitted_rows=rows)
+        copy = self.origin.describe(index)
+        note = (
+            f"At fault is {copy}; the {index} copies before it were submitted, the rest were not."
+        )
+        return DriverCallError(function, code, name, index, note, copy, index, rows)
+
+
+class Pairs:
+    """Copies out and as many copies in: the k-th of each are read before either is written.
+
+    Two copies of different pairs never meet, unless both only read.
+
+    Parameters
+    ----------
+    out, into : Copies
+        Row for row of the same length.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes in both directions.
+    width : int
+        The widest access, 16, 8 or 4 bytes, that all addresses and lengths allow; 0 if none does.
+    memo : dict
+        What is derived and wanted again.
+    """
+
+    def __init__(self, out: Copies, into: Copies) -> None:
+        self.out = out
+        self.into = into
+        self.nbytes = out.nbytes + into.nbytes
+        bits = out.alignment_bits | into.alignment_bits
+        # The widths that a kernel can read and write at once, and that it can do with.
+        self.width = next((width for width in (16, 8, 4) if bits % width == 0), 0)
+        self.memo: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.out)
+
+
 def no_copies() -> Copies:
     """Return no copies at all."""
     empty = np.zeros(0, dtype=np.uint64)
-    return Copies(empty, empty, 0)
+    return Copies(empty, empty, 0, Ends.of((), ()), Layers((), np.zeros(0, dtype=np.intp)))
 
 
 def merge(
@@ -248,18 +374,18 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
         return parts[0]
     if not parts:
         return no_copies()
-    ends = np.cumsum([len(part) for part in parts])
+    ends = [part.ends for part in parts]
     return Copies(
         np.concatenate([part.dst for part in parts]),
         np.concatenate([part.src for part in parts]),
         _common_size(parts),
-        tuple(dict.fromkeys(item for part in parts for item in part.sources)),
-        tuple(dict.fromkeys(item for part in parts for item in part.destinations)),
-        origin=LayersOrigin([part.origin for part in parts], ends),
-        owners=tuple(owner for part in parts for owner in part.owners),
-        producer_streams=tuple(
-            dict.fromkeys(stream for part in parts for stream in part.producer_streams)
+        Ends.of(
+            tuple(dict.fromkeys(item for end in ends for item in end.sources)),
+            tuple(dict.fromkeys(item for end in ends for item in end.destinations)),
+            tuple(owner for end in ends for owner in end.owners),
+            tuple(dict.fromkeys(stream for end in ends for stream in end.producer_streams)),
         ),
+        Layers([part.origin for part in parts], np.cumsum([len(part) for part in parts])),
         mergeable=any(part.mergeable for part in parts),
     )
 
@@ -269,62 +395,3 @@ def _common_size(parts: Sequence[Copies]) -> Addresses | int:
     if len(sizes) == 1 and 0 not in sizes:
         return sizes.pop()
     return np.concatenate([part.sizes for part in parts])
-
-
-def drop_identities(copies: Copies) -> Copies:
-    """Leave out copies of a block onto itself: there is nothing to move."""
-    rows = np.flatnonzero(copies.dst != copies.src)
-    if len(rows) == len(copies):
-        return copies
-    return Copies(
-        copies.dst[rows],
-        copies.src[rows],
-        copies.uniform or copies.sizes[rows],
-        copies.sources,
-        copies.destinations,
-        owners=copies.owners,
-        producer_streams=copies.producer_streams,
-        origin=ChosenOrigin(copies.origin, rows),
-    )
-
-
-def check_hazards(copies: Copies) -> None:
-    """Refuse copies whose result would depend on their order.
-
-    Raises
-    ------
-    BadPlanError
-        If two destinations overlap, or one copy writes what another reads; it names the rows.
-    """
-    order = np.argsort(copies.dst, kind="stable")
-    starts = copies.dst[order]
-    stops = starts + copies.sizes[order]
-    again = np.flatnonzero(starts[1:] < stops[:-1])
-    if again.size:
-        first, second = int(order[again[0]]), int(order[again[0] + 1])
-        raise _hazard(copies, (second, first), int(copies.dst[second]), "writes what {} writes too")
-    # Destinations are disjoint now, so the first one that ends after a source begins decides.
-    after = np.searchsorted(stops, copies.src, side="right")
-    candidates = np.minimum(after, len(order) - 1)
-    read = np.flatnonzero((after < len(order)) & (starts[candidates] < copies.src + copies.sizes))
-    if read.size:
-        reader, writer = int(read[0]), int(order[after[read[0]]])
-        met = max(int(copies.src[reader]), int(copies.dst[writer]))
-        raise _hazard(copies, (reader, writer), met, "reads what {} writes", read=True)
-
-
-def _hazard(
-    copies: Copies, pair: tuple[int, int], address: int, what: str, *, read: bool = False
-) -> BadPlanError:
-    """Name the two rows, merged into these copies, that meet at an address."""
-    one, other = pair
-    begins = (copies.src if read else copies.dst)[one], copies.dst[other]
-    offset, other_offset = (address - int(begin) for begin in begins)
-    row, other_row = copies.origin.row(one, offset), copies.origin.row(other, other_offset)
-    name = copies.origin.describe(one, offset)
-    itself = one == other and row == other_row
-    other_name = "it" if itself else copies.origin.describe(other, other_offset)
-    advice = ": stage one of them elsewhere, or make two swaps" if read else ""
-    return BadPlanError(
-        f"{name} {what.format(other_name)}; the order of copies is not defined{advice}", row
-    )

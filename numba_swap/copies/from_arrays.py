@@ -8,54 +8,180 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.arrays import view_array
-from numba_swap.copies.copies import (
-    Copies,
-    check_hazards,
-    concatenate,
-    drop_identities,
-    merge,
-    no_copies,
-)
-from numba_swap.copies.layout import match_blocks
+from numba_swap import native
+from numba_swap.copies.block_array import BlockArray
+from numba_swap.copies.copies import Copies, Ends, PinnedTable, concatenate, merge, no_copies
+from numba_swap.copies.hazards import check_hazards
+from numba_swap.copies.layout import PairLayout, match_blocks
 from numba_swap.copies.mapping import Integers, read_integers
-from numba_swap.copies.provenance import BlockOrigin
-from numba_swap.device.memory import Addresses, Allocation, MemoryKind, allocations_of_range
-from numba_swap.device.resources import PinnedBuffer
-from numba_swap.driver.calls import Driver, compiled
-from numba_swap.errors import BadPlanError, UnsupportedArrayError
-
-# Where grouping copies by their place in host memory pays: see `native.rows.REGION_BYTES`.
-MANY_ROWS = 4096
-_SHORT_BYTES = 2048
-_LARGE_POOL_BYTES = 3 << 28
+from numba_swap.copies.provenance import BlockRows, Merged, Provenance
+from numba_swap.device.devices import Devices, devices_of
+from numba_swap.device.memory import Addresses, Allocation, MemoryKind
+from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
+from numba_swap.driver.calls import Driver
+from numba_swap.errors import BadPlanError
 
 
-class Names(NamedTuple):
+class ArgumentNames(NamedTuple):
     """What the user calls the arguments, for messages."""
 
     mapping: str = "block_mapping"
     src: str = "src"
     dst: str = "dst"
-    layer: str = ""
+
+
+_NAMES = ArgumentNames()
+
+
+class LayerPair(NamedTuple):
+    """The two arrays between which blocks are copied, one of each side, and how they match.
+
+    Attributes
+    ----------
+    src, dst : BlockArray
+        The arrays.
+    layout : PairLayout
+        How blocks of one map onto blocks of the other.
+    suffix : str
+        Which layer this is, for messages, if there are several.
+    """
+
+    src: BlockArray
+    dst: BlockArray
+    layout: PairLayout
+    suffix: str = ""
 
     @property
-    def source(self) -> str:
-        """The source array."""
-        return f"{self.src}{self.layer}"
+    def same_blocks(self) -> bool:
+        """Whether both sides have the very same blocks, which share no bytes."""
+        layout = self.layout
+        return (
+            layout.run_bytes > 0
+            and not layout.may_alias
+            and (self.src.address, layout.src_step) == (self.dst.address, layout.dst_step)
+            and np.array_equal(layout.src_offsets, layout.dst_offsets)
+        )
 
     @property
-    def destination(self) -> str:
-        """The destination array."""
-        return f"{self.dst}{self.layer}"
+    def ends(self) -> Ends:
+        """What copies from one to the other have in common."""
+        producers = (self.src.view.stream, self.dst.view.stream)
+        return Ends.of(
+            self.src.allocations,
+            self.dst.allocations,
+            (self.src.view.owner, self.dst.view.owner),
+            () if producers == (None, None) else tuple(s for s in producers if s is not None),
+        )
 
     @property
-    def both(self) -> str:
-        """The two."""
-        return f"{self.src} and {self.destination}"
+    def alignment_bits(self) -> int:
+        """All addresses and lengths of copies between the two, or-ed."""
+        return self.layout.alignment_bits | self.src.address | self.dst.address
+
+    def rows(
+        self,
+        columns: tuple[Addresses, Addresses],
+        name: str,
+        holds: object,
+        mapping: Integers | None = None,
+    ) -> BlockRows:
+        """Return where copies, one of every run of every block, come from."""
+        layout = self.layout
+        return BlockRows(
+            columns,
+            (self.dst.address, self.src.address),
+            (layout.dst_step, layout.src_step),
+            (layout.dst_offsets, layout.src_offsets),
+            mapping,
+            name,
+            self.suffix,
+            holds,
+        )
+
+    def reversed(self) -> LayerPair:
+        """Return the pair for copies the other way."""
+        layout = _match(self.dst, self.src, self.suffix)
+        return LayerPair(self.dst, self.src, layout, self.suffix)
+
+    def owned_by(self, src: object, dst: object, *, ask_anew: bool = False) -> LayerPair:
+        """Return the same, keeping other objects alive; see `BlockArray.owned_by`."""
+        return self._replace(
+            src=self.src.owned_by(src, ask_anew=ask_anew),
+            dst=self.dst.owned_by(dst, ask_anew=ask_anew),
+        )
 
 
-_NAMES = Names()
+def read_arrays(
+    driver: Driver, src: Any, dst: Any, block_axis: int, names: ArgumentNames = _NAMES
+) -> list[LayerPair]:
+    """Read the arrays of both sides, once, and match their blocks.
+
+    Parameters
+    ----------
+    driver : Driver
+        Asked what kind of memory the arrays are.
+    src, dst : array or sequence of arrays
+        One array each, or as many layers each.
+    block_axis : int
+        Axis along which the blocks lie.
+    names : ArgumentNames, optional
+        For messages.
+
+    Raises
+    ------
+    BadPlanError, UnsupportedArrayError
+        If they are no arrays, or do not match.
+    """
+    many = [isinstance(side, (list, tuple)) for side in (src, dst)]
+    if many == [False, False]:
+        return [_read_pair(driver, src, dst, block_axis, names, "")]
+    if many != [True, True] or len(src) != len(dst):
+        lengths = [len(side) if isinstance(side, (list, tuple)) else "one" for side in (src, dst)]
+        raise BadPlanError(
+            f"{names.src} and {names.dst} must be one array each or equally many layers, not "
+            f"{lengths[0]} and {lengths[1]} (a list or tuple means layers; for data give an array)"
+        )
+    return [
+        _read_pair(driver, *pair, block_axis, names, f" of layer {i}")
+        for i, pair in enumerate(zip(src, dst, strict=True))
+    ]
+
+
+def _read_pair(
+    driver: Driver, src: Any, dst: Any, block_axis: int, names: ArgumentNames, suffix: str
+) -> LayerPair:
+    source = BlockArray(driver, src, block_axis, names.src + suffix)
+    destination = BlockArray(driver, dst, block_axis, names.dst + suffix)
+    try:
+        layout = _match(source, destination, suffix)
+    except BadPlanError:
+        if destination.view.readonly:  # a broadcast array, for example: this says it plainer
+            raise _read_only(destination) from None
+        raise
+    return LayerPair(source, destination, layout, suffix)
+
+
+def _read_only(array: BlockArray) -> BadPlanError:
+    return BadPlanError(f"{array.name} is read-only, so it cannot be a destination")
+
+
+def _match(src: BlockArray, dst: BlockArray, suffix: str) -> PairLayout:
+    both = f"{src.name.removesuffix(suffix)} and {dst.name}"
+    return match_blocks(src.view, dst.view, dst.axis, both)
+
+
+def device_of(layers: Sequence[LayerPair]) -> int | None:
+    """Return the GPU whose memory takes part; None if none does."""
+    return next(
+        (
+            allocation.device
+            for pair in layers
+            for array in (pair.src, pair.dst)
+            for allocation in array.allocations
+            if allocation.kind in (MemoryKind.DEVICE, MemoryKind.MANAGED)
+        ),
+        None,
+    )
 
 
 def plan_array_blocks(
@@ -64,86 +190,14 @@ def plan_array_blocks(
     dst: Any,
     block_mapping: Any,
     block_axis: int,
-    names: Names = _NAMES,
+    names: ArgumentNames = _NAMES,
     *,
-    in_order: bool = False,
+    tuning: Tuning = DEFAULT_TUNING,
 ) -> Copies:
-    """Turn arrays and a block mapping into copies.
-
-    Parameters
-    ----------
-    driver : Driver
-        Asked what kind of memory the arrays are.
-    src, dst : array or sequence of arrays
-        One array each, or as many layers each.
-    block_mapping : array_like of int, shape (n, 2)
-        Source block and destination block of each row.
-    block_axis : int
-        Axis along which the blocks lie.
-    names : Names, optional
-        For messages.
-    in_order : bool, optional
-        Keep the order of the rows, within each layer, and every run of every block a copy of its
-        own: neighbours are not merged, rows not grouped, and blocks onto themselves not left out.
-
-    Raises
-    ------
-    BadPlanError, UnsupportedArrayError
-        If the copies are not possible or not well defined.
-    """
+    """Turn arrays and a block mapping into copies: `read_mapping`, `read_arrays`, `plan_layers`."""
     mapping = read_mapping(block_mapping, names.mapping)
-    if not isinstance(src, (list, tuple)) and not isinstance(dst, (list, tuple)):
-        layers = [_plan_layer(driver, src, dst, mapping, block_axis, names, in_order)]
-    else:
-        layers = [
-            _plan_layer(
-                driver,
-                *pair,
-                mapping,
-                block_axis,
-                names._replace(layer=f" of layer {i}"),
-                in_order,
-            )
-            for i, pair in enumerate(pair_layers(src, dst, names))
-        ]
-    copies = concatenate([layer.copies for layer in layers])
-    if _arrays_meet(layers):
-        copies = copies if in_order else drop_identities(copies)
-        check_hazards(copies)
-        return copies
-    if any(layer.one_pool for layer in layers):
-        _refuse_read_and_written(mapping, names)
-        copies = copies if in_order else drop_identities(copies)
-    for layer in layers:
-        if layer.tangled:
-            check_hazards(layer.copies)
-    return copies
-
-
-class _Layer(NamedTuple):
-    copies: Copies
-    src_span: tuple[int, int]  # first address that the array touches, and the one after the last
-    dst_span: tuple[int, int]
-    tangled: bool = False  # different destination blocks may share bytes
-    one_pool: bool = False  # both sides have the very same blocks, which share no bytes
-
-
-def pair_layers(src: Any, dst: Any, names: Names) -> list[tuple[Any, Any]]:
-    """Return the layers of both sides.
-
-    Raises
-    ------
-    BadPlanError
-        If they are not equally many.
-    """
-    many = [isinstance(side, (list, tuple)) for side in (src, dst)]
-    if many != [True, True] or len(src) != len(dst):
-        lengths = [len(side) if isinstance(side, (list, tuple)) else "one" for side in (src, dst)]
-        raise BadPlanError(
-            f"{names.both} must be one array each or equally many layers, not {lengths[0]} "
-            f"and {lengths[1]} (a list or tuple means layers; for data give an array)"
-        )
-    return list(zip(src, dst, strict=True))
+    layers = read_arrays(driver, src, dst, block_axis, names)
+    return plan_layers(devices_of(driver), layers, mapping, names.mapping, tuning)
 
 
 def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Integers:
@@ -163,121 +217,185 @@ def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Integers:
     return mapping
 
 
-def _plan_layer(
-    driver: Driver,
-    src: Any,
-    dst: Any,
+def plan_layers(
+    devices: Devices,
+    layers: Sequence[LayerPair],
     mapping: Integers,
-    block_axis: int,
-    names: Names,
-    in_order: bool,
-) -> _Layer:
-    source, destination = view_array(src, names.source), view_array(dst, names.destination)
-    if destination.readonly and len(mapping):
-        raise BadPlanError(f"{names.destination} is read-only, so it cannot be a destination")
-    layout = match_blocks(source, destination, block_axis, names.both)
-    rows = len(mapping)
-    if rows == 0:
-        return _Layer(no_copies(), (0, 0), (0, 0))
-    low, high = layout.src_extent
-    src_span = source.address + low, source.address + high
-    low, high = layout.dst_extent
-    dst_span = destination.address + low, destination.address + high
-    sources = allocations_of_range(driver, *src_span, names.source)
-    destinations = allocations_of_range(driver, *dst_span, names.destination)
-    for view, allocations, name in (
-        (source, sources, names.source),
-        (destination, destinations, names.destination),
-    ):
-        if view.on_cuda and allocations[0].kind is MemoryKind.PAGEABLE and layout.run_bytes:
-            raise UnsupportedArrayError(
-                f"{name} lies at {view.address:#x}, which is no memory that CUDA knows: "
-                "was it freed, or does it belong to a simulation that has ended?"
-            )
-    contiguous = len(layout.src_offsets) == 1
-    native = compiled()
-    buffer = driver.pools.take_buffer(16 * rows)
-    dst_column, src_column = buffer.words[:rows], buffer.words[rows : 2 * rows]
-    grouped_by = -1
-    if contiguous and not in_order and layout.dst_step and may_be_grouped(rows, layout.run_bytes):
-        grouped_by = _column_to_group(sources, src_span, destinations, dst_span)
-    found = native.place_rows(
-        mapping,
-        source.address,
-        layout.src_step,
-        layout.src_blocks,
-        destination.address,
-        layout.dst_step,
-        layout.dst_blocks,
-        layout.run_bytes if contiguous else 0,
-        grouped_by,
-        dst_column,
-        src_column,
-    )
-    if found not in (0, native.NEIGHBOURS):
-        raise _bad_row(mapping, layout.src_blocks, layout.dst_blocks, names)
-    if layout.run_bytes == 0:
-        return _Layer(no_copies(), (0, 0), (0, 0))
-    size: Addresses | int = layout.run_bytes
-    first = None
-    kept: PinnedBuffer | None = buffer
-    bounds = _inner_bounds(sources, destinations)
-    if not contiguous or (found and not in_order):
-        dst_column = _expand(dst_column, layout.dst_offsets)
-        src_column = _expand(src_column, layout.src_offsets)
-        kept = None
-        if not in_order:
-            (dst_column, src_column, size), first = merge(
-                dst_column, src_column, layout.run_bytes, bounds
-            )
-    if bounds.size:
-        _check_within(dst_column, src_column, size, bounds, names.both)
+    name: str,
+    tuning: Tuning,
+    *,
+    in_order: bool = False,
+    table: PinnedTable | None = None,
+) -> Copies:
+    """Turn pairs of arrays and a block mapping into copies.
 
-    origin = BlockOrigin(
-        (dst_column, src_column),
-        (destination.address, source.address),
-        (layout.dst_step, layout.src_step),
-        (layout.dst_offsets, layout.src_offsets),
-        layout.run_bytes,
-        rows,
-        first,
-        mapping if grouped_by >= 0 and not found else None,
-        names.layer,
-        kept,
-        names.mapping,
-    )
-    streams = (source.stream, destination.stream)
-    copies = Copies(
-        dst_column,
-        src_column,
-        size,
-        sources,
-        destinations,
-        owners=(source.owner, destination.owner),
-        producer_streams=()
-        if streams == (None, None)
-        else tuple(s for s in streams if s is not None),
-        buffer=kept,
-        alignment_bits=layout.alignment_bits | source.address | destination.address,
-        origin=origin,
-        mergeable=in_order and (bool(found) or not contiguous),
-    )
-    one_pool = (
-        not layout.tangled
-        and (source.address, layout.src_step) == (destination.address, layout.dst_step)
-        and np.array_equal(layout.src_offsets, layout.dst_offsets)
-    )
-    return _Layer(copies, src_span, dst_span, layout.tangled, one_pool)
+    Parameters
+    ----------
+    devices : Devices
+        Whose pinned memory holds the addresses.
+    layers : sequence of LayerPair
+        The arrays.
+    mapping : ndarray of int64, shape (n, 2)
+        Source block and destination block of each row.
+    name : str
+        What the user calls it.
+    tuning : Tuning
+        From when on rows are worth grouping.
+    in_order : bool, optional
+        Keep the order of the rows, within each layer, and every run of every block a copy of its
+        own: neighbours are not merged, rows not grouped, and blocks onto themselves not left out.
+    table : PinnedTable, optional
+        Where the addresses of one layer are to stand; otherwise memory is taken.
+
+    Raises
+    ------
+    BadPlanError, UnsupportedArrayError
+        If the copies are not possible or not well defined.
+    """
+    for pair in layers:
+        if pair.dst.view.readonly and len(mapping):
+            raise _read_only(pair.dst)
+    parts = [
+        _Rows(devices, pair, mapping, name, tuning, in_order).place(table)
+        if len(mapping)
+        else no_copies()
+        for pair in layers
+    ]
+    copies = concatenate(parts)
+    if len(mapping) and _arrays_overlap(layers):
+        copies = copies if in_order else copies.without_identities()
+        check_hazards(copies)
+        return copies
+    if any(pair.same_blocks for pair in layers):
+        _refuse_read_and_written(mapping, name)
+        copies = copies if in_order else copies.without_identities()
+    for pair, part in zip(layers, parts, strict=True):
+        if pair.layout.may_alias:
+            check_hazards(part)
+    return copies
 
 
-def _refuse_read_and_written(mapping: Integers, names: Names) -> None:
+class _Rows(NamedTuple):
+    """The rows of one layer, on their way to copies."""
+
+    devices: Devices
+    pair: LayerPair
+    mapping: Integers
+    name: str
+    tuning: Tuning
+    in_order: bool
+
+    def place(self, table: PinnedTable | None) -> Copies:
+        """Turn them into checked copies."""
+        pair, layout = self.pair, self.pair.layout
+        src, dst = pair.src, pair.dst
+        sources, destinations = src.allocations, dst.allocations
+        rows, contiguous = len(self.mapping), len(layout.src_offsets) == 1
+        if table is None:
+            buffer = self.devices.host_buffers.take(16 * rows, device_of([pair]))
+            table = PinnedTable(buffer, buffer.address)
+        begin = (table.address - table.buffer.address) // 8
+        words = table.buffer.words[begin : begin + 2 * rows]
+        dst_column, src_column = words[:rows], words[rows:]
+        grouped_by = self._column_to_group() if contiguous else -1
+        found = native.rows.place_rows(
+            self.mapping,
+            src.address,
+            layout.src_step,
+            layout.src_blocks,
+            dst.address,
+            layout.dst_step,
+            layout.dst_blocks,
+            layout.run_bytes if contiguous else 0,
+            grouped_by,
+            dst_column,
+            src_column,
+        )
+        if found not in (0, native.rows.NEIGHBOURS):
+            raise self._bad_row()
+        if layout.run_bytes == 0:
+            return no_copies()
+        kept: PinnedTable | None = table
+        if not contiguous or (found and not self.in_order):
+            dst_column = _expand(dst_column, layout.dst_offsets)
+            src_column = _expand(src_column, layout.src_offsets)
+            kept = None
+        grouped = self.mapping if grouped_by >= 0 and not found else None
+        origin: Provenance = pair.rows((dst_column, src_column), self.name, kept, grouped)
+        size: Addresses | int = layout.run_bytes
+        bounds = _inner_bounds(sources, destinations)
+        if kept is None and not self.in_order:
+            count = len(dst_column)
+            (dst_column, src_column, size), first = merge(dst_column, src_column, size, bounds)
+            if first is not None:
+                origin = Merged(origin, first, layout.run_bytes, count)
+        if bounds.size:
+            _check_within(dst_column, src_column, size, bounds, f"{src.name} and {dst.name}")
+        return Copies(
+            dst_column,
+            src_column,
+            size,
+            pair.ends,
+            origin,
+            table=kept,
+            alignment_bits=pair.alignment_bits,
+            mergeable=self.in_order and (bool(found) or not contiguous),
+        )
+
+    def _column_to_group(self) -> int:
+        """Return which column, if any, lies in so much host memory that its order matters."""
+        layout = self.pair.layout
+        if (
+            self.in_order
+            or not layout.dst_step
+            or not self.tuning.may_be_grouped(len(self.mapping), layout.run_bytes)
+        ):
+            return -1
+        for column, array in enumerate((self.pair.src, self.pair.dst)):
+            start, stop = array.span
+            if stop - start > self.tuning.group_pool_bytes and (
+                array.allocations[0].kind is MemoryKind.PINNED
+            ):
+                return column
+        return -1
+
+    def _bad_row(self) -> BadPlanError:
+        """Find out which row of a mapping that was refused is at fault."""
+        mapping, name, layout = self.mapping, self.name, self.pair.layout
+        for column, count, array in (
+            (0, layout.src_blocks, self.pair.src),
+            (1, layout.dst_blocks, self.pair.dst),
+        ):
+            ids = mapping[:, column]
+            outside = (ids < 0) | (ids >= count)
+            if outside.any():
+                row = int(np.argmax(outside))
+                return BadPlanError(
+                    f"{name}[{row}]: {array.name} block {ids[row]} is not one of its {count} "
+                    f"blocks (0 to {count - 1})",
+                    row,
+                )
+        ids = mapping[:, 1]
+        order = np.argsort(ids, kind="stable")
+        same = ids[order][1:] == ids[order][:-1]
+        if not same.any():
+            return BadPlanError(f"{name} was changed while it was read: wait before changing it")
+        again = int(np.argmax(same))
+        first, row = int(order[again]), int(order[again + 1])
+        return BadPlanError(
+            f"{name}[{row}]: destination block {ids[row]} is written twice (first by row "
+            f"{first}); the order of copies is not defined",
+            row,
+        )
+
+
+def _refuse_read_and_written(mapping: Integers, name: str) -> None:
     """Refuse rows, all within one pool of blocks, that read what another row writes."""
-    reader = int(compiled().find_read_and_written(mapping))
+    reader = int(native.rows.find_read_and_written(mapping))
     if reader >= 0:
         writer = int(np.argmax(mapping[:, 1] == mapping[reader, 0]))
         rows = [
-            f"{names.mapping}[{row}] (source block {mapping[row, 0]} to destination block "
-            f"{mapping[row, 1]})"
+            f"{name}[{row}] (source block {mapping[row, 0]} to destination block {mapping[row, 1]})"
             for row in (reader, writer)
         ]
         raise BadPlanError(
@@ -285,11 +403,6 @@ def _refuse_read_and_written(mapping: Integers, names: Names) -> None:
             "stage one of them elsewhere, or make two swaps",
             reader,
         )
-
-
-def may_be_grouped(rows: int, run_bytes: int) -> bool:
-    """Whether rows like these are worth grouping by their place in host memory."""
-    return rows >= MANY_ROWS and run_bytes <= _SHORT_BYTES
 
 
 def _check_within(
@@ -308,50 +421,6 @@ def _check_within(
                 )
 
 
-def _column_to_group(
-    sources: tuple[Allocation, ...],
-    src_span: tuple[int, int],
-    destinations: tuple[Allocation, ...],
-    dst_span: tuple[int, int],
-) -> int:
-    """Return which column, if any, lies in so much host memory that its order matters."""
-    for column, allocations, (start, stop) in (
-        (0, sources, src_span),
-        (1, destinations, dst_span),
-    ):
-        if allocations[0].kind is MemoryKind.PINNED and stop - start > _LARGE_POOL_BYTES:
-            return column
-    return -1
-
-
-def _bad_row(mapping: Integers, src_blocks: int, dst_blocks: int, names: Names) -> BadPlanError:
-    """Find out which row of a mapping that was refused is at fault."""
-    for column, count, name in ((0, src_blocks, names.source), (1, dst_blocks, names.destination)):
-        ids = mapping[:, column]
-        outside = (ids < 0) | (ids >= count)
-        if outside.any():
-            row = int(np.argmax(outside))
-            return BadPlanError(
-                f"{names.mapping}[{row}]: {name} block {ids[row]} is not one of its {count} "
-                f"blocks (0 to {count - 1})",
-                row,
-            )
-    ids = mapping[:, 1]
-    order = np.argsort(ids, kind="stable")
-    same = ids[order][1:] == ids[order][:-1]
-    if not same.any():
-        return BadPlanError(
-            f"{names.mapping} was changed while it was read: wait before changing it"
-        )
-    again = int(np.argmax(same))
-    first, row = int(order[again]), int(order[again + 1])
-    return BadPlanError(
-        f"{names.mapping}[{row}]: destination block {ids[row]} is written twice (first by row "
-        f"{first}); the order of copies is not defined",
-        row,
-    )
-
-
 def _expand(begins: Addresses, offsets: npt.NDArray[np.int64]) -> Addresses:
     """Return the address of every run of every block, in memory of its own."""
     return (begins[:, None] + offsets.astype(np.uint64)).ravel()
@@ -362,20 +431,25 @@ def _inner_bounds(*sides: tuple[Allocation, ...]) -> Addresses:
     return np.array([a.start for side in sides for a in side[1:]], dtype=np.uint64)
 
 
-def _arrays_meet(layers: Sequence[_Layer]) -> bool:
+def _lies_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def _arrays_overlap(layers: Sequence[LayerPair]) -> bool:
     """Whether a destination array shares addresses with any other array of the call.
 
     Not asked of the two sides of one pool: block ids tell whether their blocks meet.
     """
     if len(layers) == 1:
-        (layer,) = layers
-        (src_start, src_stop), (dst_start, dst_stop) = layer.src_span, layer.dst_span
-        return not layer.one_pool and src_start < dst_stop and dst_start < src_stop
+        (pair,) = layers
+        (src_start, src_stop), (dst_start, dst_stop) = pair.src.span, pair.dst.span
+        return src_start < dst_stop and dst_start < src_stop and not pair.same_blocks
     spans = sorted(
-        (*span, written)
-        for layer in layers
-        for span, written in ((layer.src_span, False), (layer.dst_span, True))
-        if span[0] < span[1] and (written or not layer.one_pool)
+        (*array.span, written)
+        for pair in layers
+        for array, written in ((pair.src, False), (pair.dst, True))
+        if array.span[0] < array.span[1]
+        and (written or not (pair.same_blocks and _lies_within(pair.src.span, pair.dst.span)))
     )
     read_until = written_until = 0
     for start, stop, written in spans:

@@ -7,10 +7,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.copies import Copies, check_hazards, drop_identities, merge, no_copies
+from numba_swap.copies.copies import Copies, Ends, merge, no_copies
+from numba_swap.copies.hazards import check_hazards
 from numba_swap.copies.mapping import Integers, read_integers
-from numba_swap.copies.provenance import PointerOrigin
+from numba_swap.copies.provenance import Merged, PointerRows
 from numba_swap.device.addresses import allocations_of_addresses, assumed_allocation
+from numba_swap.device.devices import devices_of
 from numba_swap.device.memory import Addresses, MemoryKind
 from numba_swap.driver.calls import Driver
 from numba_swap.errors import BadArgumentError, BadPlanError
@@ -53,39 +55,47 @@ def plan_pointers(
         )
     chosen = np.flatnonzero(sizes)
     src_column, dst_column, lengths = (c[chosen].astype(np.uint64) for c in (src, dst, sizes))
-    if validate == "none":
-        if not len(chosen):
-            return no_copies()
-        return Copies(
-            dst_column,
-            src_column,
-            lengths,
-            (assumed_allocation(driver, src_column),),
-            (assumed_allocation(driver, dst_column),),
-            origin=PointerOrigin(src, dst, sizes, chosen, None),
-        )
-    _refuse_rows(sizes < 0, sizes, "sizes", "is negative")
-    # Addresses above 2**63 do not exist in user space on any platform that CUDA runs on.
-    _refuse_rows((src <= 0) & (sizes > 0), src, "src_ptrs", "is not a valid address")
-    _refuse_rows((dst <= 0) & (sizes > 0), dst, "dst_ptrs", "is not a valid address")
-    sources, src_starts = allocations_of_addresses(
-        driver, src_column, lengths, chosen, "src_ptrs", writable=False
-    )
-    destinations, dst_starts = allocations_of_addresses(
-        driver, dst_column, lengths, chosen, "dst_ptrs", writable=True
-    )
-    columns: tuple[Addresses, Addresses, Addresses | int] = (dst_column, src_column, lengths)
-    first = None
-    if all(a.kind is not MemoryKind.PAGEABLE for a in sources + destinations):
-        # In pageable memory there may be registered parts, which no copy may run over.
-        bounds = np.concatenate([src_starts, dst_starts])
-        columns, first = merge(dst_column, src_column, lengths, bounds)
-    origin = PointerOrigin(src, dst, sizes, chosen, first)
-    copies = Copies(*columns, sources, destinations, origin=origin)
+    origin = PointerRows(src, dst, sizes, chosen)
+    if validate != "none":
+        _refuse_rows(sizes < 0, sizes, "sizes", "is negative")
+        # Addresses above 2**63 do not exist in user space on any platform that CUDA runs on.
+        _refuse_rows((src <= 0) & (sizes > 0), src, "src_ptrs", "is not a valid address")
+        _refuse_rows((dst <= 0) & (sizes > 0), dst, "dst_ptrs", "is not a valid address")
+    if not len(chosen):
+        return no_copies()
+    columns = dst_column, src_column, lengths
+    with devices_of(driver).asking_about([int(src_column[0]), int(dst_column[0])]):
+        if validate == "none":
+            ends = Ends.of(
+                (assumed_allocation(driver, src_column),), (assumed_allocation(driver, dst_column),)
+            )
+            return Copies(*columns, ends, origin)
+        copies = _plan_checked(driver, columns, origin)
     if validate == "full":
-        copies = drop_identities(copies)
+        copies = copies.without_identities()
         check_hazards(copies)
     return copies
+
+
+def _plan_checked(
+    driver: Driver, columns: tuple[Addresses, Addresses, Addresses], origin: PointerRows
+) -> Copies:
+    """Check that every copy lies in one allocation at both ends, and merge neighbours."""
+    dst, src, sizes = columns
+    sources, src_starts = allocations_of_addresses(
+        driver, src, sizes, origin.chosen, "src_ptrs", writable=False
+    )
+    destinations, dst_starts = allocations_of_addresses(
+        driver, dst, sizes, origin.chosen, "dst_ptrs", writable=True
+    )
+    ends = Ends.of(sources, destinations)
+    if any(a.kind is MemoryKind.PAGEABLE for a in ends.allocations):
+        # In pageable memory there may be registered parts, which no copy may run over.
+        return Copies(*columns, ends, origin)
+    merged, first = merge(dst, src, sizes, np.concatenate([src_starts, dst_starts]))
+    if first is None:
+        return Copies(*columns, ends, origin)
+    return Copies(*merged, ends, Merged(origin, first, sizes, len(sizes)))
 
 
 def _refuse_rows(wrong: npt.NDArray[np.bool_], values: Integers, name: str, what: str) -> None:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.arrays import ArrayView, extent
+from numba_swap.copies.arrays import ArrayView
 from numba_swap.errors import BadArgumentError, BadPlanError
 
 Offsets: TypeAlias = npt.NDArray[np.int64]
@@ -35,9 +35,7 @@ class PairLayout:
         Bytes from one block to the next.
     src_blocks, dst_blocks : int
         Number of blocks.
-    src_extent, dst_extent : tuple of int
-        First byte that each array touches, and the one after the last, from its first element.
-    tangled : bool
+    may_alias : bool
         Whether different destination blocks may share bytes.
     alignment_bits : int
         All steps, offsets and lengths, or-ed: low bits that are 0 here are 0 in all of them.
@@ -50,9 +48,7 @@ class PairLayout:
     dst_step: int
     src_blocks: int
     dst_blocks: int
-    src_extent: tuple[int, int]
-    dst_extent: tuple[int, int]
-    tangled: bool
+    may_alias: bool
     alignment_bits: int
 
 
@@ -143,8 +139,6 @@ def _match_layouts(
         dst_step,
         src_shape[block_axis],
         dst_shape[block_axis],
-        extent(src_shape, src_strides, src_itemsize),
-        extent(dst_shape, dst_strides, dst_itemsize),
         may_overlap([*dst_axes, (dst_shape[block_axis], dst_step)], run_bytes),
         bits,
     )

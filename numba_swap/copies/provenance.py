@@ -5,7 +5,7 @@ Nothing here is asked before something has gone wrong, so nothing is computed be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -15,13 +15,17 @@ import numpy.typing as npt
 from numba_swap.copies.mapping import Integers
 
 Addresses = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.intp]
 
 
-class Origin(Protocol):
+class Provenance(Protocol):
     """What is known of the copies of a plan, by their index in it."""
 
     def describe(self, index: int, offset: int | None = None) -> str:
         """Say in the user's terms what a copy is, or the row that its byte `offset` is of."""
+
+    def describe_merged(self, start: int, stop: int) -> str:
+        """Say what several copies are that became one."""
 
     def row(self, index: int, offset: int = 0) -> int | None:
         """Row of the user's input that a byte of a copy belongs to; None if it is not known."""
@@ -30,25 +34,7 @@ class Origin(Protocol):
         """Rows that the first `count` copies, and no others, write; None if it is not known."""
 
 
-class Described(NamedTuple):
-    """Copies of which there is only a description."""
-
-    words: Callable[[int], str]
-
-    def describe(self, index: int, offset: int | None = None) -> str:
-        """Describe the copy."""
-        return self.words(index)
-
-    def row(self, index: int, offset: int = 0) -> int | None:
-        """Return nothing."""
-        return None
-
-    def rows(self, count: int) -> Sequence[int] | None:
-        """Return nothing, but for no copies at all."""
-        return None if count else ()
-
-
-class PointerOrigin(NamedTuple):
+class PointerRows(NamedTuple):
     """Copies between raw addresses.
 
     Attributes
@@ -57,25 +43,22 @@ class PointerOrigin(NamedTuple):
         What the user gave.
     chosen : ndarray of int
         The rows that are not empty.
-    first : ndarray of int or None
-        The first of `chosen` that went into each copy, if any were merged.
     """
 
     src: Integers
     dst: Integers
     sizes: Integers
     chosen: Integers
-    first: npt.NDArray[np.intp] | None
 
     def describe(self, index: int, offset: int | None = None) -> str:
-        """Name the row or rows, with addresses and size."""
-        start, stop = self._span(index)
-        if offset is not None or stop == start + 1:
-            row = self.row(index, offset or 0)
-            return (
-                f"copy {row} (from {self.src[row]:#x} to {self.dst[row]:#x}, "
-                f"{self.sizes[row]} bytes)"
-            )
+        """Name the row, with addresses and size."""
+        row = self.row(index)
+        return (
+            f"copy {row} (from {self.src[row]:#x} to {self.dst[row]:#x}, {self.sizes[row]} bytes)"
+        )
+
+    def describe_merged(self, start: int, stop: int) -> str:
+        """Name the first and the last row."""
         one, last = self.chosen[start], self.chosen[stop - 1]
         nbytes = self.sizes[self.chosen[start:stop]].sum()
         return (
@@ -85,23 +68,15 @@ class PointerOrigin(NamedTuple):
 
     def row(self, index: int, offset: int = 0) -> int:
         """Return the index of the pointers."""
-        start, stop = self._span(index)
-        ends = np.cumsum(self.sizes[self.chosen[start:stop]])
-        return int(self.chosen[start + np.searchsorted(ends, offset, side="right")])
+        return int(self.chosen[index])
 
     def rows(self, count: int) -> Sequence[int]:
         """Return the indices of the pointers: the first so many."""
-        return range(int(self.chosen[self._span(count - 1)[1] - 1]) + 1 if count else 0)
-
-    def _span(self, index: int) -> tuple[int, int]:
-        if self.first is None:
-            return index, index + 1
-        start, *following = self.first[index : index + 2]
-        return int(start), int(following[0]) if following else len(self.chosen)
+        return range(int(self.chosen[count - 1]) + 1 if count else 0)
 
 
-class BlockOrigin:
-    """Copies of blocks between two arrays.
+class BlockRows:
+    """Copies of blocks between two arrays, one copy for every contiguous run of every block.
 
     Block ids are worked out from addresses: the user may have changed the mapping since.
 
@@ -115,20 +90,12 @@ class BlockOrigin:
         Bytes from block to block of each.
     offsets : tuple of ndarray of int64
         Where the runs of a block begin, in each.
-    run_bytes : int
-        Length of a run.
-    count : int
-        Number of rows.
-    first : ndarray of int or None
-        The first run that went into each copy, if any were merged.
-    grouped : ndarray of int64, shape (n, 2), or None
-        The mapping, if its rows were put into another order.
-    layer : str
-        Which layer, in words.
+    mapping : ndarray of int64 or None
+        What the rows came from, if they are no longer in its order.
+    name, layer : str
+        What the user calls the mapping; which layer this is, if there are several.
     holds : object
-        What keeps the memory of the columns.
-    name : str
-        What the user calls the mapping.
+        What the columns lie in.
     """
 
     def __init__(
@@ -137,36 +104,37 @@ class BlockOrigin:
         blocks_at: tuple[int, int],
         steps: tuple[int, int],
         offsets: tuple[Integers, Integers],
-        run_bytes: int,
-        count: int,
-        first: npt.NDArray[np.intp] | None,
-        grouped: Integers | None,
-        layer: str,
-        holds: object,
+        mapping: Integers | None = None,
         name: str = "block_mapping",
+        layer: str = "",
+        holds: object = None,
     ) -> None:
         self._columns = columns
         self._blocks_at = blocks_at
         self._steps = steps
         self._offsets = offsets
-        self._run_bytes = run_bytes
-        self._count = count
-        self._first = first
-        self._grouped = grouped
+        self._runs = len(offsets[0])
+        self._mapping = mapping
+        self._name = name
         self._layer = layer
         self._holds = holds
-        self._name = name
 
     def describe(self, index: int, offset: int | None = None) -> str:
-        """Name the row or rows, with block ids."""
-        row = self.row(index, offset or 0)
-        name = f"a row of {self._name}" if row is None else f"{self._name}[{row}]"
-        dst_block, src_block = (self._block(side, index, offset or 0) for side in (0, 1))
+        """Name the row, with block ids."""
+        return self._describe(index, "")
+
+    def describe_merged(self, start: int, stop: int) -> str:
+        """Name the first row and the last."""
+        row, last = self.row(start), self.row(stop - 1)
         merged = ""
-        if offset is None and self._first is not None and row is not None:
-            stop = -(-self._runs(index)[1] // len(self._offsets[0]))
-            if stop > row + 1:
-                merged = f", merged with the rows up to {self._name}[{stop - 1}]"
+        if row is not None and last is not None and last > row:
+            merged = f", merged with the rows up to {self._name}[{last}]"
+        return self._describe(start, merged)
+
+    def _describe(self, index: int, merged: str) -> str:
+        row = self.row(index)
+        name = f"a row of {self._name}" if row is None else f"{self._name}[{row}]"
+        dst_block, src_block = (self._block(side, index) for side in (0, 1))
         return (
             f"{name} (source block {src_block} to destination block {dst_block}{self._layer}"
             f"{merged})"
@@ -174,38 +142,29 @@ class BlockOrigin:
 
     def row(self, index: int, offset: int = 0) -> int | None:
         """Return the row of the mapping; None if the mapping was changed and it is not known."""
-        if self._grouped is not None:
+        if self._mapping is not None:
             return None if self._rows_grouped is None else int(self._rows_grouped[index])
-        return int((self._runs(index)[0] + offset // self._run_bytes) // len(self._offsets[0]))
+        return int(index) // self._runs
 
     def rows(self, count: int) -> Sequence[int] | None:
         """Return rows of the mapping."""
-        if self._grouped is not None:
+        if self._mapping is not None:
             grouped = self._rows_grouped
             return None if grouped is None else tuple(sorted(grouped[:count].tolist()))
-        return range(-(-self._runs(count - 1)[1] // len(self._offsets[0])) if count else 0)
+        return range(-(-count // self._runs))
 
-    def _runs(self, index: int) -> tuple[int, int]:
-        if self._first is None:
-            return index, index + 1
-        start, *following = self._first[index : index + 2]
-        end = following[0] if following else self._count * len(self._offsets[0])
-        return int(start), int(end)
-
-    def _block(self, side: int, index: int, offset: int) -> int | str:
-        """Return the block, at the destination (0) or the source (1), of a byte of a copy."""
+    def _block(self, side: int, index: int) -> int:
+        """Return the block, at the destination (0) or the source (1), of a copy."""
         step, offsets = self._steps[side], self._offsets[side]
         if step == 0:  # all blocks of a broadcast array are the same
             return 0
-        inside = offset - offset % self._run_bytes
-        run = self._runs(index)[0] + offset // self._run_bytes
-        address = int(self._columns[side][index]) + inside - int(offsets[run % len(offsets)])
+        address = int(self._columns[side][index]) - int(offsets[index % self._runs])
         return (address - self._blocks_at[side]) // step
 
     @cached_property
     def _rows_grouped(self) -> Integers | None:
         """The row behind each copy; None if the mapping is not what it was."""
-        mapping = self._grouped
+        mapping = self._mapping
         if mapping is None:
             return None
         # A destination block stands in one row only, so its addresses tell the rows apart.
@@ -220,16 +179,20 @@ class BlockOrigin:
         return rows if same and np.array_equal(src[rows], self._columns[1]) else None
 
 
-class LayersOrigin(NamedTuple):
+class Layers(NamedTuple):
     """Copies of several layers, one after the other, that share their rows."""
 
-    parts: Sequence[Origin]
-    ends: npt.NDArray[np.intp]
+    parts: Sequence[Provenance]
+    ends: Rows
 
     def describe(self, index: int, offset: int | None = None) -> str:
         """Describe the copy as its layer does."""
         part, inside = self._find(index)
         return part.describe(inside, offset)
+
+    def describe_merged(self, start: int, stop: int) -> str:
+        """Describe the first, and say how many follow."""
+        return _first_and_more(self, start, stop)
 
     def row(self, index: int, offset: int = 0) -> int | None:
         """Return the row of the mapping."""
@@ -248,25 +211,104 @@ class LayersOrigin(NamedTuple):
             begin = end
         return tuple(sorted(found))
 
-    def _find(self, index: int) -> tuple[Origin, int]:
+    def _find(self, index: int) -> tuple[Provenance, int]:
         layer = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[layer], index - (int(self.ends[layer - 1]) if layer else 0)
 
 
-class ChosenOrigin(NamedTuple):
-    """Some of the copies of another origin, in its order."""
+class Selected(NamedTuple):
+    """Some of the copies of another origin.
 
-    origin: Origin
-    chosen: npt.NDArray[np.intp]
+    Attributes
+    ----------
+    origin : Provenance
+        Of all of them.
+    chosen : ndarray of int or range
+        Which ones these are.
+    others_run : bool
+        Whether those left out run beside these, in what order nobody knows; else there was
+        nothing to move.
+    """
+
+    origin: Provenance
+    chosen: Rows | range
+    others_run: bool
 
     def describe(self, index: int, offset: int | None = None) -> str:
         """Describe the copy as its origin does."""
         return self.origin.describe(int(self.chosen[index]), offset)
+
+    def describe_merged(self, start: int, stop: int) -> str:
+        """Describe the first, and say how many follow."""
+        return _first_and_more(self, start, stop)
 
     def row(self, index: int, offset: int = 0) -> int | None:
         """Return the row that its origin tells."""
         return self.origin.row(int(self.chosen[index]), offset)
 
     def rows(self, count: int) -> Sequence[int] | None:
-        """Return the rows that its origin tells; those left out had nothing to write."""
+        """Return the rows that its origin tells, unless others may have been written too."""
+        if self.others_run:
+            return None
         return self.origin.rows(int(self.chosen[count - 1]) + 1 if count else 0)
+
+
+class Merged(NamedTuple):
+    """Copies of another origin, several of which may have become one.
+
+    Attributes
+    ----------
+    origin : Provenance
+        Of the copies before.
+    first : ndarray of int
+        Index of the first that went into each.
+    size : int or ndarray of uint64
+        Bytes of every copy before, or of each.
+    total : int
+        How many there were.
+    """
+
+    origin: Provenance
+    first: Rows
+    size: Addresses | int
+    total: int
+
+    def describe(self, index: int, offset: int | None = None) -> str:
+        """Describe all that went into a copy, or the one that its byte `offset` is of."""
+        start, stop = self._span(index)
+        if offset is not None:
+            return self.origin.describe(*self._find(index, offset))
+        if stop == start + 1:
+            return self.origin.describe(start)
+        return self.origin.describe_merged(start, stop)
+
+    def describe_merged(self, start: int, stop: int) -> str:
+        """Describe all that went into several copies."""
+        return self.origin.describe_merged(self._span(start)[0], self._span(stop - 1)[1])
+
+    def row(self, index: int, offset: int = 0) -> int | None:
+        """Return the row that its origin tells of the one that the byte is of."""
+        return self.origin.row(*self._find(index, offset))
+
+    def rows(self, count: int) -> Sequence[int] | None:
+        """Return the rows that its origin tells."""
+        return self.origin.rows(self._span(count - 1)[1] if count else 0)
+
+    def _span(self, index: int) -> tuple[int, int]:
+        start, *following = self.first[index : index + 2]
+        return int(start), int(following[0]) if following else self.total
+
+    def _find(self, index: int, offset: int) -> tuple[int, int]:
+        """Return which copy before a byte is of, and where in it."""
+        start, stop = self._span(index)
+        if isinstance(self.size, int):
+            return start + offset // self.size, offset % self.size
+        ends = np.cumsum(self.size[start:stop])
+        inside = int(np.searchsorted(ends, offset, side="right"))
+        return start + inside, offset - (int(ends[inside - 1]) if inside else 0)
+
+
+def _first_and_more(origin: Provenance, start: int, stop: int) -> str:
+    more = stop - start - 1
+    words = origin.describe(start)
+    return f"{words}, merged with the {more} {'copy' if more == 1 else 'copies'} after it"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from numba_swap import native
 from numba_swap.device.memory import (
     Addresses,
     Allocation,
@@ -16,7 +17,7 @@ from numba_swap.device.memory import (
     describe_allocation,
     find_allocation,
 )
-from numba_swap.driver.calls import Driver, PointerInfo, compiled
+from numba_swap.driver.calls import Driver, PointerInfo
 from numba_swap.errors import BadPlanError
 
 
@@ -66,11 +67,9 @@ def allocations_of_addresses(
     BadPlanError
         If a copy is not wholly inside one allocation; the message names it.
     """
-    native = compiled()
+    calls = native.driver_calls
     order: npt.NDArray[np.intp] | None = None
-    table = np.zeros(
-        (len(addresses), native.POINTER_ATTRIBUTES), dtype=np.int64
-    )  # mostly untouched
+    table = np.zeros((len(addresses), len(PointerInfo._fields)), dtype=np.int64)  # mostly untouched
     mapped: list[tuple[int, int]] | None = None
     at = count = 0
     while True:
@@ -79,13 +78,13 @@ def allocations_of_addresses(
         )
         if problem == 0:
             break
-        if problem == native.MANY:
+        if problem == calls.MANY:
             order = np.argsort(addresses, kind="stable")
             addresses, sizes, rows = addresses[order], sizes[order], rows[order]
             at = count = 0
             continue
         row, start = int(rows[at]), int(addresses[at])
-        if problem == native.BEYOND:
+        if problem == calls.BEYOND:
             size = int(sizes[at])
             allocation = next(
                 a for a in map(_first_byte, table[count - 1 :: -1]) if a.start <= start < a.stop
@@ -95,7 +94,7 @@ def allocations_of_addresses(
                 f"allocation, which ends at {allocation.stop:#x}",
                 row,
             )
-        if problem == native.UNCLEAR:
+        if problem == calls.UNCLEAR:
             raise BadPlanError(
                 f"the driver does not tell which allocation holds {name}[{row}] = {start:#x}", row
             )

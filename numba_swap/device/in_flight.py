@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 
-from numba_swap.driver.calls import Driver
+from numba_swap.device.context import Context
 from numba_swap.errors import DriverCallError, NumbaSwapError, forked_error
 
 
@@ -17,10 +17,8 @@ class InFlight:
 
     Parameters
     ----------
-    driver : Driver
-        The driver it runs on.
-    context : int
-        Context of the stream, the calling thread's at this moment.
+    context : Context
+        Context of the stream; the calling thread's, unless an event is given.
     holds : tuple of object
         Arrays and descriptors to keep alive.
     captured : bool
@@ -38,14 +36,13 @@ class InFlight:
 
     def __init__(
         self,
-        driver: Driver,
-        context: int,
+        context: Context,
         holds: tuple[object, ...],
         captured: bool,
         event: int = 0,
     ) -> None:
-        self._driver = driver
         self._context = context
+        self._driver = context.driver
         self._holds = holds
         self._error: NumbaSwapError | None = None
         if captured:
@@ -53,7 +50,7 @@ class InFlight:
             # A graph may replay the work at any time: never release anything.
             _kept.append(self)
         else:
-            self.event = event or driver.pools.take_event(context)
+            self.event = event or context.take_event()
             _unfinished[id(self)] = self
 
     def hold(self, *more: object) -> None:
@@ -127,7 +124,7 @@ class InFlight:
 
     def wait_in_own_context(self) -> None:
         """Wait in a thread that may have another context, or none."""
-        with self._driver.activate(self._context):
+        with self._driver.activate(self._context.handle):
             self.wait()
 
     def _fail(self, error: DriverCallError) -> None:
@@ -143,7 +140,7 @@ class InFlight:
     def _release(self) -> None:
         # Popping is atomic: of several threads that waited, one releases.
         if _unfinished.pop(id(self), None) is not None:
-            self._driver.pools.give_event(self._context, self.event)
+            self._context.give_event(self.event)
             self.event = 0
             self._holds = ()
 
@@ -197,6 +194,11 @@ _unfinished: dict[int, InFlight] = {}
 # Work captured into graphs, whose descriptors and arrays are needed as long as any graph lives;
 # and work of which nothing tells when it is over.
 _kept: list[InFlight] = []
+
+
+def pending() -> tuple[list[InFlight], list[InFlight]]:
+    """Return all work that is not known to be over, and all that is never released."""
+    return list(_unfinished.values()), list(_kept)
 
 
 @atexit.register

@@ -37,6 +37,8 @@ def stream_handle(stream: Any) -> int:
     """
     if stream is None:
         return numba_default_stream()
+    if type(stream) is int and 0 < stream < 1 << 63:  # the most frequent case where time counts
+        return stream
     protocol = getattr(stream, "__cuda_stream__", None)
     try:
         if isinstance(stream, bool):

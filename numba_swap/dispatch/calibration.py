@@ -15,12 +15,23 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from numba_swap._version import __version__
-from numba_swap.dispatch.cost_model import CLASSES, ORDER, ROUTES, Cost, Costs
+from numba_swap.device.device import Device
+from numba_swap.device.tuning import Tuning, why_not_figure
+from numba_swap.dispatch.cost_model import CLASSES, ROUTES, CostModel, ModeCost
+from numba_swap.dispatch.schema import (
+    SchemaError,
+    exactly,
+    fields,
+    is_anything,
+    list_of,
+    map_of,
+    number,
+    rule_of,
+)
 from numba_swap.dispatch.settings import Mode
-from numba_swap.driver.calls import Driver
 from numba_swap.driver.search.candidates import find_release
 from numba_swap.errors import CalibrationError
 
@@ -29,8 +40,6 @@ _log = logging.getLogger("numba_swap")
 SCHEMA = "numba_swap calibration 1"
 CACHE_VARIABLE = "NUMBA_SWAP_CACHE_DIR"
 REFERENCE = "reference_costs.json"
-# Microseconds, or thread blocks: no cost comes near, and sums of costs stay finite.
-_LARGEST = 1e15
 
 
 class Key(NamedTuple):
@@ -49,6 +58,44 @@ class Key(NamedTuple):
     device: str
     driver: str
     library: str = __version__
+
+
+# Microseconds, or thread blocks: no cost comes near, and sums of costs stay finite.
+_is_cost = number(below=1e15)
+_is_column = list_of(_is_cost, CLASSES)
+_is_table = map_of(
+    fields(
+        {
+            **dict.fromkeys(("start_us", "fork_us", "full_blocks"), _is_cost),
+            **dict.fromkeys(("copy_us", "megabyte_us"), _is_column),
+        },
+        more=True,
+    ),
+    known=ROUTES,
+    wrong="is no route",
+)
+_is_string = rule_of(lambda value: isinstance(value, str), "is no text")
+_check_document = fields(
+    {
+        "schema": exactly(SCHEMA),
+        "key": fields(dict.fromkeys(Key._fields, _is_string), more=True),
+        "date": _is_string,
+        "costs": map_of(_is_table, known=list(Mode), wrong="is no mode"),
+    },
+    more=True,
+)
+
+
+def _check_tuning(tuning: Any, steps: tuple[str | int, ...]) -> None:
+    map_of(is_anything)(tuning, steps)
+    for name, value in tuning.items():
+        wrong = why_not_figure(name, value)
+        if wrong is not None:
+            raise SchemaError((*steps, name), wrong, *([value] if name in Tuning._fields else []))
+
+
+# What always runs must have its price.
+_check_loop = fields({str(Mode.LOOP): fields(dict.fromkeys(ROUTES, is_anything))}, more=True)
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -73,11 +120,12 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
         ) from None
 
 
-def key_of(driver: Driver, device: int) -> Key:
+def key_of(device: Device) -> Key:
     """Return what a calibration made here would hold for."""
+    driver = device.driver
     release = None if driver.simulated else find_release(driver.library.path)
     words = f"CUDA {driver.version}" + (f", release {release[0]}" if release else "")
-    return Key(driver.device_name(device), words)
+    return Key(device.name, words)
 
 
 def path_of(key: Key) -> Path:
@@ -100,85 +148,50 @@ def load_document(path: Path) -> dict[str, Any]:
         raise CalibrationError(f"{path} cannot be read: {error}. Delete it.") from None
     try:
         _check(document)
-    except ValueError as error:
-        raise CalibrationError(f"{path} is no calibration: {error}. Delete it.") from None
+    except SchemaError as error:
+        raise CalibrationError(
+            f"{path} is no calibration: {_in_words(error)}. Delete it."
+        ) from None
     checked: dict[str, Any] = document
     return checked
 
 
-def costs_from(document: Mapping[str, Any]) -> Costs:
+def costs_from(document: Mapping[str, Any]) -> CostModel:
     """Return the costs that a checked calibration holds."""
-
-    def cost(mode: Mode, route: str) -> Cost | None:
-        found = document["costs"].get(str(mode), {}).get(route)
-        if found is None:
-            return None
-        copy_us, megabyte_us = tuple(found["copy_us"]), tuple(found["megabyte_us"])
-        return Cost(found["start_us"], found["fork_us"], copy_us, megabyte_us, found["full_blocks"])
-
-    loop, batch, kernel = ORDER
+    routes: dict[str, dict[Mode, ModeCost]] = {route: {} for route in ROUTES}
+    for mode, measured in document["costs"].items():
+        for route, cost in measured.items():
+            values = {name: cost[name] for name in ModeCost._fields}
+            values |= {name: tuple(values[name]) for name in ("copy_us", "megabyte_us")}
+            routes[route][Mode(mode)] = ModeCost(**values)
     key = document["key"]
-    return Costs(
-        {route: (cost(loop, route), cost(batch, route), cost(kernel, route)) for route in ROUTES},
+    return CostModel(
+        routes,
         f"{key['device']}, {key['driver']}, measured {document['date']}",
+        Tuning(**document.get("tuning", {})),
     )
 
 
-def costs_as_json(costs: Costs) -> dict[str, Any]:
-    """Return costs as a calibration holds them."""
+def costs_as_json(costs: CostModel) -> dict[str, Any]:
+    """Return costs as a calibration holds them: by mode, then by route."""
     table: dict[str, Any] = {}
     for route, modes in costs.routes.items():
-        for mode, cost in zip(ORDER, modes, strict=True):
-            if cost is not None:
-                table.setdefault(str(mode), {})[route] = cost._asdict()
+        for mode, cost in modes.items():
+            table.setdefault(str(mode), {})[route] = cost._asdict()
     return table
 
 
 def _check(document: Any) -> None:
-    schema = _field(document, "schema", str)
-    if schema != SCHEMA:
-        raise ValueError(f"schema is {schema!r}, not {SCHEMA!r}")
-    key = _field(document, "key", dict)
-    for name in Key._fields:
-        _field(key, name, str, "key")
-    _field(document, "date", str)
-    costs = _field(document, "costs", dict)
-    for mode in costs:
-        if mode not in list(Mode):
-            raise ValueError(f"costs.{mode} is no mode")
-        routes = _field(costs, mode, dict, "costs")
-        for route in routes:
-            where = f"costs.{mode}.{route}"
-            if route not in ROUTES:
-                raise ValueError(f"{where} is no route")
-            cost = _field(routes, route, dict, f"costs.{mode}")
-            for name in ("start_us", "fork_us", "full_blocks"):
-                _check_number(_field(cost, name, (int, float), where), f"{where}.{name}")
-            for name in ("copy_us", "megabyte_us"):
-                values = _field(cost, name, list, where)
-                if len(values) != CLASSES:
-                    raise ValueError(f"{where}.{name} has {len(values)} values, not {CLASSES}")
-                for value in values:
-                    _check_number(value, f"{where}.{name}")
-    loop = _field(costs, str(Mode.LOOP), dict, "costs")
-    for route in ROUTES:  # what always runs must have its price
-        _field(loop, route, dict, f"costs.{Mode.LOOP}")
+    _check_document(document, ())
+    _check_loop(document["costs"], ("costs",))
+    _check_tuning(document.get("tuning", {}), ("tuning",))
 
 
-def _field(table: Any, name: str, kind: type | tuple[type, ...], where: str = "") -> Any:
-    """Return an entry of a table that must be there, and of a type."""
-    path = f"{where}.{name}" if where else name
-    if not isinstance(table, dict) or name not in table:
-        raise ValueError(f"{path} is missing")
-    if not isinstance(table[name], kind):
-        raise ValueError(f"{path} is {table[name]!r}, a {type(table[name]).__name__}")
-    return table[name]
-
-
-def _check_number(value: Any, where: str) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < _LARGEST:
-        raise ValueError(f"{where} is {value!r}, no number from 0 up")
+def _in_words(error: SchemaError) -> str:
+    where = ".".join(step for step in error.steps if isinstance(step, str)) or "the file"
+    if not error.values:
+        return f"{where} {error.wrong}"
+    return f"{where} is {error.values[0]!r}, {error.wrong.removeprefix('is ')}"
 
 
 @cache
@@ -194,31 +207,35 @@ def reference_document() -> dict[str, Any]:
 
 
 @cache
-def reference_costs() -> Costs:
+def reference_costs() -> CostModel:
     """Return the costs that are shipped with the package."""
     return costs_from(reference_document())
 
 
-def find_costs(driver: Driver, device: int) -> Costs:
+def find_costs(device: Device) -> CostModel:
     """Return the costs to choose by: those measured here, else the shipped ones.
 
     A simulated driver gets the shipped ones: the choice is that of the GPU they were measured on.
     """
-    found: Costs | None = driver.costs.get(device)
-    if found is None:  # of several threads that look it up, all get that of the first
-        found = driver.costs.setdefault(device, _look_up(driver, device))
-    return found
+    found = device.costs
+    if found is None:  # of several threads that look it up, all get that of one
+        found = _look_up(device)
+        if device.costs is None:
+            use_costs(device, found)
+        found = device.costs
+    return cast("CostModel", found)
 
 
-def use_costs(driver: Driver, device: int, costs: Costs) -> None:
+def use_costs(device: Device, costs: CostModel) -> None:
     """Choose by other costs from now on."""
-    driver.costs[device] = costs
+    device.costs = costs
+    device.tuning = costs.tuning
 
 
-def _look_up(driver: Driver, device: int) -> Costs:
-    if driver.simulated:
-        return reference_costs()
-    key = key_of(driver, device)
+def _look_up(device: Device) -> CostModel:
+    if device.driver.simulated:
+        return reference_costs()._replace(tuning=device.tuning)
+    key = key_of(device)
     try:
         path = path_of(key)
         if not os.path.exists(path):  # nor is one that may not be looked at

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from numba_swap.device.resources import PinnedBuffer, Pools
+from numba_swap import native
 from numba_swap.driver import abi
 from numba_swap.driver.entry_points import EntryPoints
 from numba_swap.driver.version import DriverVersion
@@ -69,12 +69,6 @@ class Driver:
         The CUDA version that the driver supports.
     entry_points : EntryPoints
         Every function asked for, with the driver's answer.
-    pools : Pools
-        Events, pinned buffers and private streams to use again.
-    kernels : dict
-        Handle of the copy kernel on each device, for the mode that loads it.
-    costs : dict
-        What copies cost on each device, for `calibration`, which finds that out.
     initialized : bool
         Whether the driver was initialised through this object.
     """
@@ -95,12 +89,7 @@ class Driver:
             for name in ("cuCtxGetCurrent", "cuStreamGetCtx", "cuStreamIsCapturing")
         )
         self._query = self.address("cuPointerGetAttributes")
-        self.pools = Pools(self)
-        self.kernels: dict[tuple[int, str], int] = {}
-        self.costs: dict[int, Any] = {}
         self.initialized = False
-        self._primary_contexts: dict[int, int] = {}
-        self._context_devices: dict[int, int] = {}
         self._batch_attributes = abi.MemcpyAttributes(src_access_order=abi.SRC_ACCESS_ORDER_STREAM)
         self._batch_attribute_index = c_size_t(0)
 
@@ -195,29 +184,19 @@ class Driver:
         return context
 
     def primary_context(self, device: int) -> int:
-        """Primary context of a device, the one that Numba, CuPy and PyTorch use.
+        """Retain the primary context of a device, making it if need be; return its handle."""
+        self.initialize()
+        context = c_void_p()
+        self._check(
+            self._cuDevicePrimaryCtxRetain(byref(context), device), "cuDevicePrimaryCtxRetain"
+        )
+        return context.value or 0
 
-        It is retained and never released: releasing it at exit would race with the libraries
-        that share it.
-        """
-        if device not in self._primary_contexts:
-            context = c_void_p()
-            # Threads that get here together retain it once each, which is harmless; making it
-            # takes long, so no lock is held meanwhile.
-            self._check(
-                self._cuDevicePrimaryCtxRetain(byref(context), device),
-                "cuDevicePrimaryCtxRetain",
-            )
-            self._primary_contexts[device] = context.value or 0
-        return self._primary_contexts[device]
-
-    def context_device(self, context: int) -> int:
-        """Ordinal of the device of a context, which must be the calling thread's."""
-        if context not in self._context_devices:
-            device = c_int()
-            self._check(self._cuCtxGetDevice(byref(device)), "cuCtxGetDevice")
-            self._context_devices[context] = device.value
-        return self._context_devices[context]
+    def current_device(self) -> int:
+        """Ordinal of the device of the calling thread's context."""
+        device = c_int()
+        self._check(self._cuCtxGetDevice(byref(device)), "cuCtxGetDevice")
+        return device.value
 
     def probe(self, stream: int) -> tuple[int, int, bool]:
         """Ask what holds for a stream, in one compiled call.
@@ -231,7 +210,7 @@ class Driver:
         capturing : bool
             Whether the stream is being captured into a graph.
         """
-        step, code, current, context, capturing = compiled().probe(*self._probed, stream)
+        step, code, current, context, capturing = native.driver_calls.probe(*self._probed, stream)
         if step:
             name = ("cuCtxGetCurrent", "cuStreamGetCtx", "cuStreamIsCapturing")[step - 1]
             self._check(code, name)
@@ -255,7 +234,9 @@ class Driver:
 
     def pointer_info(self, address: int) -> PointerInfo:
         """Ask what an address is. An address unknown to CUDA is no error here."""
-        code, *values = compiled().pointer_attributes(self._query, _QUERY_CODES_ADDRESS, address)
+        code, *values = native.driver_calls.pointer_attributes(
+            self._query, _QUERY_CODES_ADDRESS, address
+        )
         if code:
             self._check(code, "cuPointerGetAttributes")
         return PointerInfo._make(values)
@@ -263,8 +244,8 @@ class Driver:
     def find_allocations(
         self, starts: Any, sizes: Any, row: int, count: int, table: Any, in_order: bool
     ) -> tuple[int, int, int]:
-        """Ask, once an allocation, what ranges lie in; see `native.rows.find_allocations`."""
-        problem, row, count = compiled().find_allocations(
+        """Ask, once an allocation, what ranges lie in; see `driver_calls.find_allocations`."""
+        problem, row, count = native.driver_calls.find_allocations(
             *self.query_functions, starts, sizes, row, count, table, int(in_order)
         )
         if problem > 0:
@@ -353,7 +334,7 @@ class Driver:
 
     def _call_relaxed(self, name: str, handle: int) -> int:
         addresses = self._addresses
-        code: int = compiled().call_relaxed(
+        code: int = native.driver_calls.call_relaxed(
             addresses["cuThreadExchangeStreamCaptureMode"], addresses[name], handle
         )
         return code
@@ -398,8 +379,8 @@ class Driver:
     def memcpy_loop(
         self, dst: Any, src: Any, sizes: Any, uniform: int, stream: int
     ) -> tuple[int, int]:
-        """Submit copies one by one, in one compiled loop; see `native.rows.memcpy_loop`."""
-        code, index = compiled().memcpy_loop(
+        """Submit copies one by one, in one compiled loop; see `native.driver_calls.memcpy_loop`."""
+        code, index = native.driver_calls.memcpy_loop(
             self.address("cuMemcpyAsync"), dst, src, sizes, uniform, stream
         )
         return code, index
@@ -409,10 +390,11 @@ class Driver:
         self._check(self._cuMemcpyAsync(dst, src, nbytes, stream), "cuMemcpyAsync")
 
     @functools.cached_property
-    def launch_functions(self) -> tuple[int, int, int, int, int]:
-        """Addresses that `native.rows.launch_and_record` needs."""
+    def launch_functions(self) -> tuple[int, int, int, int, int, int]:
+        """Addresses that `native.driver_calls.launch_and_record` needs."""
         return (
             self.address("cuCtxGetCurrent"),
+            self.address("cuCtxSetCurrent"),
             self.address("cuStreamGetCtx"),
             self.address("cuStreamIsCapturing"),
             self.address("cuLaunchKernel"),
@@ -431,8 +413,8 @@ class Driver:
         threads: int,
         stream: int,
         arguments: tuple[int, ...],
-        event: int,
         context: int = 0,
+        event: int = 0,
     ) -> bool:
         """Launch a kernel of seven 64-bit parameters, and record an event (if not 0) behind it.
 
@@ -440,38 +422,57 @@ class Driver:
         ----------
         function, blocks, threads, stream, arguments
             The launch.
-        event : int
-            Event to record, or 0.
-        context : int
+        context : int, optional
             If not 0, nothing is done unless this is the current context and the stream's, and
             the stream is not being captured.
+        event : int, optional
+            Event to record; by default none is.
 
         Returns
         -------
         bool
             Whether it was launched.
         """
-        step, code = compiled().launch_and_record(
+        step, code = native.driver_calls.launch_and_record(
             self.launch_functions, context, function, blocks, threads, stream, arguments, event
         )
         return self._launched(step, code)
 
-    def swap_again(
-        self, constants: Any, mapping: Any, buffer: PinnedBuffer, blocks: int, event: int
+    def copy_rows(
+        self, words: Any, mapping: Any, memory: Any, table: int, blocks: int, event: int
     ) -> bool:
-        """Place rows and launch the kernel on them if all is as before.
-
-        See `native.rows.swap_again`.
+        """Place rows and launch a kernel on them if all is as before; see `prepared.copy_rows`.
 
         Returns
         -------
         bool
             Whether it was launched; if not, nothing was done.
         """
-        step, code = compiled().swap_again(
-            constants, mapping, buffer.words, buffer.address, blocks, event
+        return self._launched(
+            *native.prepared.copy_rows(words, mapping, memory, table, blocks, event)
         )
-        return self._launched(step, code)
+
+    def exchange_rows(
+        self,
+        words: Any,
+        out_rows: Any,
+        in_rows: Any,
+        memory: Any,
+        table: int,
+        blocks: int,
+        event: int,
+    ) -> int:
+        """Do what `copy_rows` does for pairs of rows; see `prepared.exchange_rows`.
+
+        Returns
+        -------
+        int
+            0 if nothing was done; 2 if slots and blocks are both read and overwritten, else 1.
+        """
+        step, code = native.prepared.exchange_rows(
+            words, out_rows, in_rows, memory, table, blocks, event
+        )
+        return self._launched(step, code) and (2 if code else 1)
 
     def _launched(self, step: int, code: int) -> bool:
         if step == 1:
@@ -487,11 +488,3 @@ class Driver:
         if step > 0:
             self._check(code, "cuEventRecord")
         return step == 0
-
-
-@functools.cache
-def compiled() -> Any:
-    """Return the module of compiled functions, imported when first needed."""
-    from numba_swap.native import rows as compiled
-
-    return compiled

@@ -26,7 +26,7 @@ _NOT_WRITTEN = -1
 
 
 @dataclass(frozen=True)
-class Answer:
+class LookupResult:
     """What ``cuGetProcAddress`` said to one question.
 
     Attributes
@@ -95,7 +95,7 @@ class ProcAddress:
         self.revision = revision
         self._function = self.prototype.ctype(address)
 
-    def ask(self, name: str, version: int) -> Answer:
+    def ask(self, name: str, version: int) -> LookupResult:
         """Ask for one function at one (encoded) version."""
         pointer = ctypes.c_void_p(None)
         arguments: list[Any] = [
@@ -109,7 +109,7 @@ class ProcAddress:
             arguments.append(ctypes.byref(status))
         code = int(self._function(*arguments))
         written = None if status.value == _NOT_WRITTEN else status.value
-        return Answer(name, version, code, pointer.value or 0, written)
+        return LookupResult(name, version, code, pointer.value or 0, written)
 
 
 class EntryPoints:
@@ -127,7 +127,7 @@ class EntryPoints:
     """
 
     def __init__(self, proc_address: ProcAddress) -> None:
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, LookupResult] = {}
         self._functions: dict[str, Any] = {}
         self._owner = proc_address.owner
         for prototype in abi.PROTOTYPES.values():

@@ -16,7 +16,7 @@ import sys
 from typing import Protocol
 
 from numba_swap.driver import abi
-from numba_swap.driver.entry_points import Answer, ProcAddress
+from numba_swap.driver.entry_points import LookupResult, ProcAddress
 from numba_swap.driver.search.candidates import find_candidates, predict
 from numba_swap.driver.search.elf import find_flaw
 from numba_swap.driver.search.machine import look_at_machine
@@ -155,7 +155,7 @@ def _find_proc_address(library: ctypes.CDLL, *, by_bindings: bool) -> tuple[int,
             code, address, status = driver.cuGetProcAddress(
                 abi.GET_PROC_ADDRESS_V1.name.encode(), v2.version, abi.PROC_ADDRESS_DEFAULT
             )
-            answer = Answer(v2.name, v2.version, int(code), int(address), int(status))
+            answer = LookupResult(v2.name, v2.version, int(code), int(address), int(status))
             if answer.found:
                 return answer.address, 2, "cuda.bindings"
         except RuntimeError:

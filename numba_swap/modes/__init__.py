@@ -1,13 +1,50 @@
-"""Three ways to move the bytes; each module has the same two verbs, none knows the others.
+"""The ways to move the bytes: a module for each `Mode`, of its name, none of which knows another.
 
-``why_not(driver, copies, situation)`` says why the mode cannot run a copy, or None; ``submit(...)``
-enqueues it.
+A new mode is a module here, a member of `Mode`, and a row of the calibration's grid. It has
+three functions:
+
+``why_not(ends, conditions)``
+    Why the mode cannot run copies between such kinds of memory, or None. Pure.
+``load(device)``
+    Make the mode ready on a GPU; why that cannot be, or None. Asked before the first use, and
+    cheap afterwards.
+``submit(copies, launch, work)``
+    Enqueue copies in the stream of a `LaunchContext`; `work` keeps alive what it is told to.
+    The caller marks the end.
 """
 
-from types import ModuleType
+from __future__ import annotations
 
+import importlib
+from typing import Any, Protocol, cast
+
+from numba_swap.copies.copies import Copies, Ends
+from numba_swap.device.device import Device
+from numba_swap.device.in_flight import InFlight
+from numba_swap.dispatch.conditions import Conditions, LaunchContext
 from numba_swap.dispatch.settings import Mode
-from numba_swap.modes import batch, loop
-from numba_swap.modes.kernel import launch as kernel
 
-MODES: dict[Mode, ModuleType] = {Mode.BATCH: batch, Mode.LOOP: loop, Mode.KERNEL: kernel}
+
+class ModeModule(Protocol):
+    """What each module of a mode has."""
+
+    def why_not(self, ends: Ends, conditions: Conditions) -> str | None:
+        """Return why the mode cannot run such copies; None if it can."""
+
+    def load(self, device: Device) -> str | None:
+        """Make the mode ready; return why that cannot be, None if it is."""
+
+    def submit(self, copies: Copies, launch: LaunchContext, work: InFlight) -> None:
+        """Enqueue the copies."""
+
+
+MODES: dict[Mode, ModeModule] = {
+    mode: cast("ModeModule", importlib.import_module(f"{__name__}.{mode}")) for mode in Mode
+}
+
+
+def why_not_here(mode: Mode, ends: Ends, launch: LaunchContext) -> str | None:
+    """Return why a mode cannot run copies on this GPU; None if it can, and is ready to."""
+    module: Any = MODES[mode]
+    obstacle: str | None = module.why_not(ends, launch.conditions) or module.load(launch.device)
+    return obstacle

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-from numba_swap.copies.copies import Copies
+from numba_swap.copies.copies import Copies, Ends
+from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
 from numba_swap.device.streams import is_legacy
-from numba_swap.dispatch.cost_model import batch_streams
-from numba_swap.dispatch.ranking import Situation
+from numba_swap.dispatch.conditions import Conditions, LaunchContext
 from numba_swap.dispatch.settings import current_settings
 from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
@@ -18,23 +18,29 @@ _FUNCTION = abi.MEMCPY_BATCH_ASYNC.name
 _SINCE = DriverVersion.from_encoded(abi.MEMCPY_BATCH_ASYNC.version)
 
 
-def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
+def why_not(ends: Ends, conditions: Conditions) -> str | None:
     """Return why this mode cannot run the copies; None if it can."""
-    answer = driver.entry_points.answers[_FUNCTION]
-    if situation.driver_version < _SINCE:
-        reason = f"{situation.driver_words} has no {_FUNCTION}, which is new in {_SINCE}"
-        if answer.too_new_for is not None:
-            reason += f"; asked for it, it answered: {answer.explanation}"
+    capabilities = conditions.capabilities
+    lookup = capabilities.lookups[_FUNCTION]
+    if capabilities.version < _SINCE:
+        reason = f"{capabilities.driver_words} has no {_FUNCTION}, which is new in {_SINCE}"
+        if lookup.too_new_for is not None:
+            reason += f"; asked for it, it answered: {lookup.explanation}"
         return reason
-    if not answer.found:
-        return f"{situation.driver_words} did not give {_FUNCTION} ({answer.explanation})"
-    if situation.capturing:
+    if not lookup.found:
+        return f"{capabilities.driver_words} did not give {_FUNCTION} ({lookup.explanation})"
+    if conditions.capturing:
         # Code 900, and the graph silently gets no node (CUDA 13.0).
         return f"the stream is being captured into a graph, where {_FUNCTION} copies nothing"
     return None
 
 
-def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight) -> None:
+def load(device: Device) -> str | None:
+    """Return nothing: the function was looked up with all others."""
+    return None
+
+
+def submit(copies: Copies, launch: LaunchContext, work: InFlight) -> None:
     """Enqueue the copies in their stream, or in private streams that fork from it and join it.
 
     Raises
@@ -42,17 +48,18 @@ def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight)
     DriverCallError
         If the driver refuses; copies before the failing index were submitted.
     """
-    lane, streams = situation.lane, 1
-    if situation.may_fork and not situation.strand:
-        streams = batch_streams(len(copies), copies.nbytes, lane)
-    if streams == 1 and not is_legacy(situation.stream):
-        _call_in_chunks(driver, copies, [situation.stream])
-    else:
-        # The driver refuses the legacy default stream here: a private one takes its place.
-        sides = driver.pools.side_streams(situation.context, streams, lane)
-        with driver.pools.fenced(situation.context, situation.stream, sides, work.keep_for_good):
-            _call_in_chunks(driver, copies, sides)
-    work.close(situation.stream)
+    conditions, context, streams = launch.conditions, launch.context, 1
+    if conditions.may_use_private_streams and not conditions.shares_engines:
+        streams = launch.device.tuning.spread_over(
+            len(copies), copies.nbytes, beside=conditions.beside
+        )
+    if streams == 1 and not is_legacy(launch.stream):
+        _call_in_chunks(launch.driver, copies, [launch.stream])
+        return
+    # The driver refuses the legacy default stream here: a private one takes its place.
+    sides = context.private_streams(streams, ("batch", launch.key))
+    with context.fork_join(launch.stream, sides, work.keep_for_good):
+        _call_in_chunks(launch.driver, copies, sides)
 
 
 def _call_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
@@ -68,4 +75,4 @@ def _call_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
         )
         if code:
             index = None if failing is None else start + failing
-            raise copies.refused(_FUNCTION, code, driver.error_name(code), index, stop)
+            raise copies.driver_error(_FUNCTION, code, driver.error_name(code), index, stop)

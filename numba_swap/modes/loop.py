@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from numba_swap.copies.copies import Copies
+from numba_swap.copies.copies import Copies, Ends
+from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
-from numba_swap.dispatch.ranking import Situation
-from numba_swap.driver.calls import Driver
+from numba_swap.dispatch.conditions import Conditions, LaunchContext
 
 _FUNCTION = "cuMemcpyAsync"
 
 
-def why_not(driver: Driver, copies: Copies, situation: Situation) -> str | None:
+def why_not(ends: Ends, conditions: Conditions) -> str | None:
     """Return why this mode cannot run the copies: it always can."""
     return None
 
 
-def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight) -> None:
+def load(device: Device) -> str | None:
+    """Return nothing: there is nothing to load."""
+    return None
+
+
+def submit(copies: Copies, launch: LaunchContext, work: InFlight) -> None:
     """Enqueue the copies in their stream.
 
     Raises
@@ -23,10 +28,9 @@ def submit(driver: Driver, copies: Copies, situation: Situation, work: InFlight)
     DriverCallError
         If the driver refuses one; the copies before it were submitted.
     """
-    uniform = copies.uniform
+    driver, uniform = launch.driver, copies.uniform
     code, index = driver.memcpy_loop(
-        copies.dst, copies.src, copies.dst if uniform else copies.sizes, uniform, situation.stream
+        copies.dst, copies.src, copies.dst if uniform else copies.sizes, uniform, launch.stream
     )
     if code:
-        raise copies.refused(_FUNCTION, code, driver.error_name(code), index, index)
-    work.close(situation.stream)
+        raise copies.driver_error(_FUNCTION, code, driver.error_name(code), index, index)

@@ -1,291 +1,253 @@
-"""Swapping again between the same two arrays, with other blocks: the short way.
+"""What is known of pairs of arrays that blocks were copied between, for the next time.
 
-Programs that page swap between the same pools over and over, a few blocks each time. Everything
-but the block ids is then as it was, and one compiled call checks that it is, places the rows and
-launches the kernel. Whatever is not as it was, and whatever is wrong with the rows, is left to the
-long way, which looks at everything anew and explains it.
+Programs that page copy between the same pools over and over, a few blocks each time: everything but
+the block ids is then as it was. `plan_cache` remembers, for as many pairs as fit, how the arrays
+lie and match, and how copies between them ran last. It keeps no array alive, and whatever changed
+about one (its memory, shape, strides, whether it may be written) is noticed at the next use.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import random
+import threading
 import weakref
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
+from numba_swap.copies.array_state import StateReader, state_reader
+from numba_swap.copies.from_arrays import LayerPair
+from numba_swap.device.devices import Devices
+from numba_swap.dispatch.settings import check_positive
 
-from numba_swap.copies.arrays import view_array
-from numba_swap.copies.copies import Copies, Direction
-from numba_swap.copies.from_arrays import may_be_grouped
-from numba_swap.copies.layout import match_blocks
-from numba_swap.device.in_flight import InFlight
-from numba_swap.device.streams import stream_handle
-from numba_swap.dispatch.calibration import find_costs
-from numba_swap.dispatch.cost_model import Costs, load_of, uniform_load
-from numba_swap.dispatch.ranking import Decision, Situation, rank
-from numba_swap.dispatch.settings import Mode, Policy, Settings, current_settings
-from numba_swap.driver.calls import Driver
-from numba_swap.modes.kernel import launch as kernel
-from numba_swap.swap.select import How
-from numba_swap.swap.transfer import Transfer
-
-_log = logging.getLogger("numba_swap")
-_INT64 = np.dtype(np.int64)
-_MOST_RECIPES = 64
-_ONE_EACH = 2  # allocations: one of the source, one of the destination
+DEFAULT_PAIRS = 256
 _MOST_DECISIONS = 1024
+_MOST_STREAMS = 16
 
-Key = tuple[int, int, int]
+_T = TypeVar("_T")
+Key = tuple[Any, ...]
 
 
-class Run(NamedTuple):
-    """How copies ran as a kernel, with what this followed from.
+class PlanCacheInfo(NamedTuple):
+    """How the cache of array pairs does.
 
     Attributes
     ----------
-    how : How
-        What the user said.
-    settings : Settings
-        What was in force.
-    handle, context, device : int
-        The stream, its context and its device.
-    most_blocks : int or None
-        The most thread blocks that the launch was allowed.
-    decision : Decision
-        What followed.
-    costs : Costs
-        What was predicted with.
+    hits, misses : int
+        Calls that found their arrays known and unchanged, and calls that did not.
+    maxsize, currsize : int
+        How many pairs are remembered at most, and now.
     """
 
-    how: How
-    settings: Settings
-    handle: int
-    context: int
-    device: int
-    most_blocks: int | None
-    decision: Decision
-    costs: Costs
-
-    def holds(
-        self,
-        driver: Driver,
-        stream: object,
-        mode: Mode | str,
-        max_blocks: int | None,
-        policy: Policy | str | None,
-    ) -> bool:
-        """Whether the same would follow from these arguments here and now."""
-        how = self.how
-        return (
-            # Asked anew: an object may stand for "the current stream".
-            (stream if type(stream) is int and stream else stream_handle(stream)) == self.handle
-            and mode == how.mode
-            and max_blocks == how.max_blocks
-            and policy == how.policy
-            and current_settings() is self.settings
-            and find_costs(driver, self.device) is self.costs
-        )
+    hits: int
+    misses: int
+    maxsize: int
+    currsize: int
 
 
-class Recipe:
-    """What is known of swaps between two arrays.
-
-    Parameters
-    ----------
-    driver : Driver
-        The driver.
-    src, dst : array
-        The arrays; not kept alive, nor is the driver.
-    block_axis : int
-        Axis along which the blocks lie.
-    copies : Copies
-        What was copied: uniform, in rows that are in order, between host and device.
-    run : Run
-        How.
+class ArrayPair:
+    """What is known of copies between two arrays, or two lists of layers.
 
     Attributes
     ----------
-    tangled : bool
-        Whether different destination blocks may share bytes: not for the short way.
+    layers : list of LayerPair
+        How they lie and match; they keep nothing alive.
     """
 
     def __init__(
-        self, driver: Driver, src: Any, dst: Any, block_axis: int, copies: Copies, run: Run
-    ) -> None:
-        self._driver = weakref.ref(driver)
-        self._src, self._dst = weakref.ref(src), weakref.ref(dst)
-        self._states = _state(src), _state(dst)
-        self._run = run
-        launch = kernel.find_launch(copies, run.device, run.most_blocks)
-        self._threads, self._most_blocks = launch.threads, launch.most_blocks
-        source, destination = view_array(src, "src"), view_array(dst, "dst")
-        layout = match_blocks(source, destination, block_axis, "src and dst")
-        self.tangled = layout.tangled
-        self._size = layout.run_bytes
-        self._route = load_of(copies).route
-        self._alignment_bits = copies.alignment_bits
-        self._items_a_row, self._team = launch.arguments[3], launch.arguments[5]
-        addresses = (
-            source.address + layout.src_extent[0],
-            destination.address + layout.dst_extent[0],
-        )
-        constants = (
-            *driver.launch_functions,
-            *driver.query_functions,
-            run.context,
-            run.handle,
-            launch.function,
-            launch.threads,
-            source.address,
-            layout.src_step,
-            layout.src_blocks,
-            destination.address,
-            layout.dst_step,
-            layout.dst_blocks,
-            *launch.arguments[2:],
-            addresses[0],
-            *driver.pointer_info(addresses[0]),
-            addresses[1],
-            *driver.pointer_info(addresses[1]),
-        )
-        self._constants = np.array(constants, dtype=np.int64)
-        self._decisions: dict[int, Decision] = {}
-
-    def swap(
         self,
-        driver: Driver,
+        devices: Devices,
+        arrays: Sequence[tuple[Any, StateReader]],
+        layers: Sequence[LayerPair],
+        on_death: Callable[[Any], None],
+    ) -> None:
+        self._devices = weakref.ref(devices)
+        # Of each array: a weak reference, and its state when it was read.
+        self._known = [(weakref.ref(array, on_death), read, read(array)) for array, read in arrays]
+        self.layers = [pair.owned_by(None, None) for pair in layers]
+        self._makers: dict[int, Callable[[], object]] = {}
+        self._prepared: dict[int, Any] = {}
+
+    def prepared(self, stream: int) -> Any:
+        """Return what was prepared for a stream; None if that is nothing."""
+        make = self._makers.pop(stream, None) if self._makers else None
+        if make is not None:
+            try:
+                self._prepared[stream] = make()
+            except LookupError:  # it cannot be done again
+                self._prepared.pop(stream, None)
+        return self._prepared.get(stream)
+
+    def prepare(self, stream: int, make: Callable[[], object]) -> None:
+        """Let something be made the next time that it is asked for: many pairs are used once."""
+        if len(self._prepared) + len(self._makers) >= _MOST_STREAMS:
+            self._prepared.clear()
+            self._makers.clear()
+        self._makers[stream] = make
+
+    def is_of(self, devices: Devices, arrays: Sequence[Any]) -> bool:
+        """Whether these are the arrays, unchanged, that it knows."""
+        if self._devices() is not devices:
+            return False
+        for (ref, read, state), array in zip(self._known, arrays, strict=False):
+            if ref() is not array or read(array) != state:
+                return False
+        return True
+
+    def layers_of(self, src: Any, dst: Any) -> list[LayerPair]:
+        """Return the layers, keeping the arrays alive, as if they had just been read.
+
+        What memory they lie in is asked anew: it may have been freed, or pinned, since.
+        """
+        if isinstance(src, (list, tuple)):
+            ends = zip(self.layers, src, dst, strict=True)
+            return [pair.owned_by(*arrays, ask_anew=True) for pair, *arrays in ends]
+        return [self.layers[0].owned_by(src, dst, ask_anew=True)]
+
+
+class PlanCache:
+    """What `swap_blocks` and `exchange` remember of the arrays that they were given.
+
+    A call between arrays that are remembered, and unchanged, reads nothing of them again; copies
+    that run as one kernel are then planned and launched in one compiled call. The cache keeps no
+    array alive. When it is full, a random pair makes room: so a loop over a few more pairs than
+    fit still finds most of them.
+
+    Examples
+    --------
+    >>> import numba_swap as ns
+    >>> ns.plan_cache.clear()
+    >>> with ns.simulate() as gpu:
+    ...     host, device = gpu.pinned_array((8, 64)), gpu.device_array((8, 64))
+    ...     for step in range(3):
+    ...         ns.swap_blocks(host, device, [[step, 0], [step + 3, 5]]).wait()
+    >>> ns.plan_cache.info()
+    PlanCacheInfo(hits=2, misses=1, maxsize=256, currsize=1)
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        self._maxsize = maxsize
+        self._pairs: dict[Key, ArrayPair] = {}
+        self._lock = threading.Lock()
+        self._hits = self._misses = 0
+
+    def info(self) -> PlanCacheInfo:
+        """Return hits, misses, and how many pairs are remembered."""
+        return PlanCacheInfo(self._hits, self._misses, self._maxsize, len(self._pairs))
+
+    def clear(self) -> None:
+        """Forget all pairs, and count from 0 again."""
+        with self._lock:
+            self._pairs.clear()
+            self._hits = self._misses = 0
+
+    def resize(self, maxsize: int) -> None:
+        """Remember so many pairs at most; 0 remembers none.
+
+        Parameters
+        ----------
+        maxsize : int
+            The number of pairs.
+
+        Raises
+        ------
+        BadArgumentError
+            If it is no integer from 0 on.
+        """
+        if maxsize != 0 or isinstance(maxsize, bool):
+            check_positive(maxsize, "maxsize")
+        with self._lock:
+            self._maxsize = maxsize
+            while len(self._pairs) > maxsize:
+                self._evict()
+
+    def find(
+        self, devices: Devices, src: Any, dst: Any, axis: int, verb: str = "swap"
+    ) -> ArrayPair | None:
+        """Return what is known of two arrays, or lists of layers; None if that is nothing."""
+        try:
+            key, arrays = _key(src, dst, axis, verb)
+            pair = self._pairs.get(key)
+        except TypeError:  # an axis that is none
+            return None
+        if pair is None or not pair.is_of(devices, arrays):
+            self._misses += 1
+            return None
+        self._hits += 1
+        return pair
+
+    def remember(
+        self,
+        devices: Devices,
         src: Any,
         dst: Any,
-        mapping: Any,
-        how: How,
-    ) -> Transfer | None:
-        """Swap other blocks; None, with nothing done, if this needs the long way."""
-        run = self._run
-        if (
-            type(mapping) is not np.ndarray
-            or mapping.dtype is not _INT64
-            or mapping.ndim != 2
-            or not mapping.flags.carray
-            or not run.holds(driver, how.stream, how.mode, how.max_blocks, how.policy)
-            or not self.is_of(driver, src, dst)
-        ):
+        axis: int,
+        layers: Sequence[LayerPair],
+        verb: str = "swap",
+    ) -> ArrayPair | None:
+        """Remember how arrays lie; None if nothing can be remembered of them."""
+        if not self._maxsize or type(axis) is not int:
             return None
-        rows, columns = mapping.shape
-        if columns != 2 or rows == 0 or may_be_grouped(rows, self._size):
+        key, arrays = _key(src, dst, axis, verb)
+        readers = [state_reader(array) for array in arrays]
+        if not layers or None in readers:
             return None
-        decision = self._decisions.get(rows)  # another thread may clear it at any time
-        if decision is None:
-            decision = self._decide(rows)
-            if decision is None:
-                return None
-            if len(self._decisions) >= _MOST_DECISIONS:
-                self._decisions.clear()
-            self._decisions[rows] = decision
-        # Only what is there already: to make more, a context would have to be current.
-        buffer = driver.pools.spare_buffer(16 * rows)
-        event = driver.pools.spare_event(run.context)
-        if buffer is None or not event:
-            if event:
-                driver.pools.give_event(run.context, event)
-            return None
-        work = InFlight(driver, run.context, (buffer, src, dst, how.stream), False, event)
+        known = [(array, read) for array, read in zip(arrays, readers, strict=True) if read]
         try:
-            launched = driver.swap_again(
-                self._constants,
-                mapping,
-                buffer,
-                min(
-                    self._most_blocks,
-                    -(-rows * self._items_a_row * self._team // self._threads),
-                ),
-                event,
-            )
-        except BaseException:
-            work.close_after_failure(run.handle)
-            raise
-        if launched:
-            if _log.isEnabledFor(logging.DEBUG):
-                _log.debug("%s", decision)
-            return Transfer(work, decision, False)
-        work.cancel()
-        return None
+            # (A finalizer may run at any time, also while the lock is held: it takes none.)
+            pair = ArrayPair(devices, known, layers, self._forget(key))
+        except TypeError:  # objects without weak references
+            return None
+        with self._lock:
+            if key not in self._pairs:
+                while len(self._pairs) >= max(1, self._maxsize):
+                    self._evict()
+            self._pairs[key] = pair
+        return pair
 
-    def is_of(self, driver: Driver, src: Any, dst: Any) -> bool:
-        """Whether these are the arrays, unchanged, that it knows."""
-        return (
-            self._driver() is driver
-            and self._src() is src
-            and self._dst() is dst
-            and (_state(src), _state(dst)) == self._states
-        )
+    def _forget(self, key: Key) -> Callable[[Any], None]:
+        """Return what forgets a pair when one of its arrays dies."""
+        pairs = self._pairs
 
-    def _decide(self, rows: int) -> Decision | None:
-        """Return the decision for so many rows; None if it is not the kernel."""
-        run = self._run
-        load = uniform_load(self._route, rows, self._size, self._alignment_bits)
-        decision = run.decision
-        if not decision.forced:
-            policy = decision.policy
-            situation = Situation(
-                decision.driver_version,
-                False,
-                run.handle,
-                run.context,
-                False,
-                run.device,
-                run.most_blocks,
-                policy,
-            )
-            ranked = rank(run.costs, load, situation)
-            if ranked[0][1] is not Mode.KERNEL:
-                return None
-            decision = decision._replace(ranked=ranked, rejected={})
-        return decision._replace(copies=rows, nbytes=load.nbytes)
+        def forget(_: Any) -> None:
+            pairs.pop(key, None)
+
+        return forget
+
+    def _evict(self) -> None:
+        keys = list(self._pairs)  # of a moment: arrays may die meanwhile
+        if keys:
+            self._pairs.pop(random.choice(keys), None)  # noqa: S311 -- any will do
 
 
-def _state(array: Any) -> object:
-    """Return all that may change about an array while it stays the same object."""
-    if type(array) is np.ndarray:
-        return array.ctypes.data, array.shape, array.strides, array.flags.writeable
-    return array.__cuda_array_interface__
+def _key(src: Any, dst: Any, axis: int, verb: str) -> tuple[Key, Sequence[Any]]:
+    """Return the key of two arrays or lists of layers, and the arrays."""
+    if isinstance(src, (list, tuple)) and isinstance(dst, (list, tuple)):
+        arrays = (*src, *dst)
+        return (verb, len(src), *map(id, arrays), axis), arrays
+    return (verb, id(src), id(dst), axis), (src, dst)
 
 
-_recipes: dict[Key, Recipe] = {}
+class ByCount(Generic[_T]):
+    """What follows from a number of rows, made once for each.
+
+    Parameters
+    ----------
+    make : callable
+        Gets the number of rows.
+    """
+
+    def __init__(self, make: Callable[[int], _T]) -> None:
+        self._make = make
+        self._made: dict[int, _T] = {}
+
+    def __call__(self, rows: int) -> _T:
+        """Return what follows from so many rows."""
+        try:
+            return self._made[rows]
+        except KeyError:
+            if len(self._made) >= _MOST_DECISIONS:
+                self._made.clear()
+            return self._made.setdefault(rows, self._make(rows))
 
 
-def find_recipe(src: Any, dst: Any, block_axis: int) -> Recipe | None:
-    """Return what is known of swaps between two objects with these ids, if anything."""
-    if type(block_axis) is not int:
-        return None
-    return _recipes.get((id(src), id(dst), block_axis))
-
-
-def keep_recipe(
-    driver: Driver, src: Any, dst: Any, block_axis: int, copies: Copies, run: Run
-) -> None:
-    """Remember how copies between two arrays ran, if the short way can take such ones."""
-    key = id(src), id(dst), block_axis
-    known = _recipes.get(key)
-    if (
-        type(block_axis) is not int
-        or (
-            known is not None
-            and known.is_of(driver, src, dst)
-            and known._run.costs is run.costs  # not calibrated anew since
-        )
-        or copies.direction not in (Direction.H2D, Direction.D2H)
-        or copies.buffer is None
-        or len(copies.allocations) != _ONE_EACH
-        or may_be_grouped(len(copies), copies.uniform)
-        or isinstance(src, (list, tuple))
-        or isinstance(dst, (list, tuple))
-    ):
-        return
-    if len(_recipes) >= _MOST_RECIPES:
-        _recipes.clear()
-    # Objects without weak references, or with DLPack alone, cannot be looked at cheaply.
-    with contextlib.suppress(TypeError, AttributeError):
-        recipe = Recipe(driver, src, dst, block_axis, copies, run)
-        if not recipe.tangled:
-            _recipes[key] = recipe
+plan_cache = PlanCache(DEFAULT_PAIRS)

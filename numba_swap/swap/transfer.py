@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numba_swap.device.in_flight import InFlight
-from numba_swap.dispatch.ranking import Decision
+from numba_swap.dispatch.decision import Decision
 from numba_swap.errors import CapturedTransferError
 
 

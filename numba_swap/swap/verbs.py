@@ -1,192 +1,37 @@
-"""The public verbs: plan, swap, explain."""
+"""The public verbs of copies: plan, swap, warm up."""
 
 from __future__ import annotations
 
-import logging
+import contextlib
 from typing import Any
 
-from numba_swap.copies.copies import Copies, no_copies
-from numba_swap.copies.from_arrays import plan_array_blocks
+from numba_swap.copies.copies import Copies, Direction, no_copies
+from numba_swap.copies.from_arrays import (
+    LayerPair,
+    device_of,
+    plan_layers,
+    read_arrays,
+    read_mapping,
+)
 from numba_swap.copies.from_pointers import Validation, plan_pointers
-from numba_swap.device.in_flight import InFlight
+from numba_swap.copies.mapping import Integers
+from numba_swap.device.devices import Devices, devices_of
+from numba_swap.device.streams import stream_handle
+from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
 from numba_swap.dispatch.calibration import find_costs
-from numba_swap.dispatch.ranking import Decision, Situation
+from numba_swap.dispatch.conditions import Conditions, capabilities_of
+from numba_swap.dispatch.cost_model import uniform_workload, workload_of
+from numba_swap.dispatch.ranking import rank
 from numba_swap.dispatch.settings import Mode, Policy, current_settings
-from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import current_driver
 from numba_swap.errors import ModeUnavailableError
-from numba_swap.modes.kernel import launch as kernel
-from numba_swap.modes.kernel.loading import why_not_loaded
-from numba_swap.swap import select
-from numba_swap.swap.plan_cache import Run, find_recipe, keep_recipe
-from numba_swap.swap.select import How
+from numba_swap.modes.kernel import exchange, launch
+from numba_swap.swap.context import RunOptions
+from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plan_cache import ArrayPair, plan_cache
+from numba_swap.swap.prepared import PreparedRows, PreparedRun
+from numba_swap.swap.select import Selection
 from numba_swap.swap.transfer import Transfer
-
-_log = logging.getLogger("numba_swap")
-
-
-class CopyPlan:
-    """Copies that were checked once and can be run many times.
-
-    Made by `plan_blocks`. The plan keeps the arrays alive; their contents are read and written
-    when it runs. It may be run from several threads, and again before an earlier run is over if
-    the streams order the two.
-
-    Attributes
-    ----------
-    nbytes : int
-        Bytes that one run copies.
-    """
-
-    def __init__(self, driver: Driver, copies: Copies) -> None:
-        self._driver = driver
-        self._copies = copies
-        self.nbytes = copies.nbytes
-        # How it ran last, with all that this followed from: most plans run in one way only.
-        self._last: Run | None = None
-
-    def __len__(self) -> int:
-        """Return the number of copies after merging neighbours."""
-        return len(self._copies)
-
-    def __repr__(self) -> str:
-        return f"<CopyPlan: {len(self)} copies, {self.nbytes} bytes, {self._copies.direction}>"
-
-    def run(
-        self,
-        stream: Any = None,
-        mode: Mode | str = "auto",
-        *,
-        policy: Policy | str | None = None,
-        max_blocks: int | None = None,
-    ) -> Transfer:
-        """Enqueue the copies and return at once.
-
-        Parameters
-        ----------
-        stream : Numba stream, object with ``__cuda_stream__``, int or None
-            Where the copies are enqueued, after the work already there and before what follows.
-            None is Numba's default stream.
-        mode : {"auto", "batch", "loop", "kernel"} or Mode
-            How to copy.
-        policy : {"throughput", "overlap", "latency"} or Policy, optional
-            What mode ``"auto"`` is to be good for (see `Policy`); by default what `override` or
-            the environment says, else ``"throughput"``.
-        max_blocks : int, optional
-            The most thread blocks that a kernel may have, to leave room for other kernels.
-
-        Returns
-        -------
-        Transfer
-            What to wait on.
-
-        Raises
-        ------
-        ModeUnavailableError
-            If a forced mode cannot run these copies.
-        DriverCallError
-            If the driver refuses; it names the copy at fault and says what was submitted.
-        """
-        last = self._last
-        if last is not None and last.holds(self._driver, stream, mode, max_blocks, policy):
-            event = self._driver.pools.spare_event(last.context)
-            if not event:  # to make one, the context would have to be current
-                return self._run(How(stream, mode, max_blocks, policy))
-            work = InFlight(self._driver, last.context, (self._copies, stream), False, event)
-            try:
-                launched = kernel.submit_again(
-                    self._driver,
-                    self._copies,
-                    work,
-                    stream=last.handle,
-                    context=last.context,
-                    device=last.device,
-                    max_blocks=last.most_blocks,
-                )
-            except BaseException:
-                work.close_after_failure(last.handle)
-                raise
-            if launched:
-                if _log.isEnabledFor(logging.DEBUG):
-                    _log.debug("%s", last.decision)
-                return Transfer(work, last.decision, False)
-            work.cancel()
-        return self._run(How(stream, mode, max_blocks, policy))
-
-    def explain(
-        self,
-        stream: Any = None,
-        mode: Mode | str = "auto",
-        *,
-        policy: Policy | str | None = None,
-        max_blocks: int | None = None,
-    ) -> Decision:
-        """Say which mode `run` would use with these arguments, and why; nothing is copied.
-
-        Parameters
-        ----------
-        stream, mode, policy, max_blocks
-            As for `run`.
-
-        Returns
-        -------
-        Decision
-            The mode and the reason. Its `Decision.table` shows every mode: whether it is allowed,
-            and if not why, its predicted time, and which is chosen.
-
-        Raises
-        ------
-        ModeUnavailableError
-            If a forced mode cannot run these copies.
-        """
-        driver, copies = self._driver, self._copies
-        return select.in_context(
-            driver,
-            copies.device,
-            copies.direction,
-            How(stream, mode, max_blocks, policy),
-            lambda situation: select.explain(driver, copies, situation, mode),
-        )
-
-    def _run(self, how: How) -> Transfer:
-        copies = self._copies
-        return select.in_context(
-            self._driver,
-            copies.device,
-            copies.direction,
-            how,
-            lambda situation: self._submit(situation, how),
-        )
-
-    def _submit(self, situation: Situation, how: How) -> Transfer:
-        driver, copies = self._driver, self._copies
-        choice = select.decide(driver, copies, situation, how.mode)
-        decision = choice.decision
-        if len(copies) == 0:
-            return Transfer(None, decision, False)
-        if copies.producer_streams:
-            select.wait_for_producers(driver, copies, situation)
-        transfer = select.track(
-            driver,
-            situation,
-            decision,
-            (copies, how.stream),
-            lambda work: select.submit(driver, copies, situation, choice, work),
-        )
-        if decision.modes == (Mode.KERNEL,) and not (
-            choice.parts or situation.capturing or copies.producer_streams
-        ):
-            self._last = Run(
-                how,
-                current_settings(),
-                situation.stream,
-                situation.context,
-                situation.device,
-                situation.max_blocks,
-                decision,
-                find_costs(driver, situation.device),
-            )
-        return transfer
 
 
 def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) -> CopyPlan:
@@ -232,9 +77,10 @@ def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) 
     In one array, copies of a block onto itself are left out, and a swap that writes a block
     which another row reads is refused: the order of copies is not defined.
     """
-    driver = current_driver()
-    driver.current_context()
-    return CopyPlan(driver, plan_array_blocks(driver, src, dst, block_mapping, block_axis))
+    devices = current_devices()
+    mapping = read_mapping(block_mapping)
+    layers = read_arrays(devices.driver, src, dst, block_axis)
+    return CopyPlan(devices, _plan(devices, layers, mapping))
 
 
 def swap_blocks(
@@ -275,17 +121,67 @@ def swap_blocks(
     NumbaSwapError
         As for `plan_blocks` and `CopyPlan.run`.
     """
-    driver = current_driver()
-    recipe = find_recipe(src, dst, block_axis)
-    if recipe is not None:
-        again = recipe.swap(driver, src, dst, block_mapping, How(stream, mode, max_blocks, policy))
-        if again is not None:
-            return again
-    plan = plan_blocks(src, dst, block_mapping, block_axis=block_axis)
+    devices = current_devices()
+    known = plan_cache.find(devices, src, dst, block_axis)
+    if known is not None:
+        handle = stream_handle(stream)
+        rows: PreparedRows | None = known.prepared(handle)
+        if rows is not None:
+            options = RunOptions(handle, mode, max_blocks, policy)
+            transfer = rows.copy(block_mapping, options, (src, dst, stream))
+            if transfer is not None:
+                return transfer
+    mapping = read_mapping(block_mapping)
+    if known is None:
+        layers = read_arrays(devices.driver, src, dst, block_axis)
+    else:
+        layers = known.layers_of(src, dst)
+    copies = _plan(devices, layers, mapping)
+    plan = CopyPlan(devices, copies)
     transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
-    if plan._last is not None:
-        keep_recipe(driver, src, dst, block_axis, plan._copies, plan._last)
+    if known is None:
+        known = plan_cache.remember(devices, src, dst, block_axis, layers)
+    if known is not None and plan.last is not None:
+        _prepare_rows(known, plan.last, copies)
     return transfer
+
+
+def _plan(devices: Devices, layers: list[LayerPair], mapping: Integers) -> Copies:
+    asked = layers if len(mapping) else []  # of no rows nothing is asked
+    with asking_about(devices, asked):
+        tuning = tuning_for(devices, asked)
+        return plan_layers(devices, layers, mapping, "block_mapping", tuning)
+
+
+def _prepare_rows(known: ArrayPair, run: PreparedRun, copies: Copies) -> None:
+    """Remember how copies between two arrays ran, if other rows can be copied so."""
+    pair, tuning = known.layers[0], run.launched.device.tuning
+    if (
+        len(known.layers) > 1
+        or copies.direction not in (Direction.H2D, Direction.D2H)
+        or copies.table is None
+        or pair.layout.may_alias
+        or tuning.may_be_grouped(len(copies), copies.uniform)
+    ):
+        return
+
+    decision, conditions = run.selection.decision, run.launched.conditions
+    costs, route = find_costs(run.launched.device), workload_of(copies).route
+    size, bits = copies.uniform, copies.alignment_bits
+
+    def select(count: int) -> tuple[Selection, ...]:
+        if tuning.may_be_grouped(count, size):
+            return ()
+        workload, chosen = uniform_workload(route, count, size, bits), decision
+        if not decision.forced:
+            ranked = rank(costs, workload, conditions)
+            if ranked[0][1] is not Mode.KERNEL:
+                return ()
+            chosen = decision._replace(ranked=ranked, rejected={})
+        return (Selection(chosen._replace(copies=count, nbytes=workload.nbytes)),)
+
+    bare = run.without_work()
+    known.prepare(run.stream, lambda: PreparedRows(bare, pair, 16, select))
 
 
 def swap_blocks_batch(
@@ -337,10 +233,9 @@ def swap_blocks_batch(
     overlapping ones, which only ``validate="full"`` looks for, is not either, but they touch no
     other memory.
     """
-    driver = current_driver()
-    driver.current_context()
-    copies = plan_pointers(driver, src_ptrs, dst_ptrs, sizes, validate)
-    return CopyPlan(driver, copies).run(stream, mode, policy=policy, max_blocks=max_blocks)
+    devices = current_devices()
+    plan = CopyPlan(devices, plan_pointers(devices.driver, src_ptrs, dst_ptrs, sizes, validate))
+    return plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
 
 
 def warm_up() -> None:
@@ -358,15 +253,43 @@ def warm_up() -> None:
         This driver can run the kernel, but Numba cannot compile it; the reason says why. The
         other modes work all the same.
     """
+    devices = current_devices()
+    settings = current_settings()
+    if settings.cap(devices.driver.version) < launch.SINCE:
+        return
+    current = devices.driver.probe(0)[0]
+    device = devices.context(current).device if current else devices[0]
+    with devices.in_a_context(device.ordinal):
+        conditions = Conditions(capabilities_of(device, settings))
+        obstacle = launch.why_not(no_copies().ends, conditions)
+        obstacle = obstacle or launch.load(device) or exchange.load(device)
+    if obstacle is not None:
+        raise ModeUnavailableError(Mode.KERNEL, obstacle)
+
+
+def current_devices() -> Devices:
+    """Return the GPUs of the driver in use, initialised.
+
+    Raises
+    ------
+    DriverUnavailableError
+        No CUDA driver or device.
+    """
     driver = current_driver()
-    driver.current_context()
-    version = current_settings().cap(driver.version)
-    if version >= kernel.SINCE:
-        device = driver.context_device(driver.current_context())
-        situation = Situation(version, False, 0, 0, False, device)
-        for obstacle in (
-            kernel.why_not(driver, no_copies(), situation),
-            why_not_loaded(driver, device, "exchange"),
-        ):
-            if obstacle is not None:
-                raise ModeUnavailableError(Mode.KERNEL, obstacle)
+    if not driver.initialized:
+        driver.initialize()
+    return devices_of(driver)
+
+
+def asking_about(
+    devices: Devices, layers: list[LayerPair]
+) -> contextlib.AbstractContextManager[None]:
+    """Let the calling thread have a context while the driver is asked about arrays."""
+    arrays = [array for pair in layers for array in (pair.src, pair.dst)]
+    return devices.asking_about([array.address for array in arrays])
+
+
+def tuning_for(devices: Devices, layers: list[LayerPair]) -> Tuning:
+    """Return the figures of the GPU whose memory takes part."""
+    device = device_of(layers)
+    return DEFAULT_TUNING if device is None else find_costs(devices[device]).tuning

@@ -160,14 +160,15 @@ def _demo(parsed: argparse.Namespace) -> int:
 def _explain(parsed: argparse.Namespace) -> int:
     from numba_swap.device.memory import MemoryKind
     from numba_swap.dispatch.settings import check_positive
-    from numba_swap.tools.explain import DIRECTIONS, explain_copy, parse_size
+    from numba_swap.tools.explain import DIRECTIONS, explain_copy
+    from numba_swap.tools.units import parse_bytes
 
     check_positive(parsed.count, "--count")
     if parsed.max_blocks is not None:
         check_positive(parsed.max_blocks, "--max-blocks")
     decision = explain_copy(
         DIRECTIONS[parsed.direction],
-        [parse_size(size) for size in parsed.sizes.split(",")],
+        [parse_bytes(size) for size in parsed.sizes.split(",")],
         parsed.count,
         driver_version=parsed.driver_version,
         host_memory=MemoryKind(parsed.memory),

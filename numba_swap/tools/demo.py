@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.dispatch.ranking import Decision
+from numba_swap.dispatch.decision import Decision
 from numba_swap.dispatch.settings import Mode, override
 from numba_swap.driver.current import default_driver
 from numba_swap.driver.simulated.gpu import simulate

@@ -2,105 +2,160 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from numba_swap.copies.copies import Copies, Direction
+from numba_swap.copies.copies import Direction, Ends
+from numba_swap.device.devices import devices_of
 from numba_swap.device.memory import Allocation, MemoryKind
-from numba_swap.dispatch.ranking import Decision, Situation, policy_blocks
-from numba_swap.dispatch.settings import Mode, Policy, current_settings, parse_policy
+from numba_swap.dispatch.calibration import find_costs
+from numba_swap.dispatch.choice import decide, estimate
+from numba_swap.dispatch.conditions import Conditions, driver_capabilities
+from numba_swap.dispatch.cost_model import route_of, workload_of_sizes
+from numba_swap.dispatch.decision import Decision
+from numba_swap.dispatch.ranking import block_limit
+from numba_swap.dispatch.settings import (
+    Mode,
+    Policy,
+    check_positive,
+    current_settings,
+    parse_policy,
+)
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import current_driver
 from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.driver.version import DriverVersion, DriverVersionLike
 from numba_swap.errors import BadArgumentError, DriverUnavailableError
-from numba_swap.swap import select
+from numba_swap.modes import MODES
+from numba_swap.tools.units import MOST_BYTES
 
 _NEWEST = DriverVersion(13, 0)
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-_LARGEST_SIZE = 1 << 40
-_WRITTEN_SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE)
 DIRECTIONS = {"h2d": Direction.H2D, "d2h": Direction.D2H, "d2d": Direction.D2D}
-
-
-def parse_size(text: str) -> int:
-    """Read a length in bytes: ``4096``, ``"4KiB"``, ``"1 MiB"``.
-
-    Raises
-    ------
-    BadArgumentError
-        If it is none.
-    """
-    match = _WRITTEN_SIZE.fullmatch(text.strip())
-    unit = _UNITS.get(match[2].lower()) if match else None
-    size = int(match[1]) * unit if match is not None and unit is not None else 0
-    if not 0 < size <= _LARGEST_SIZE:
-        raise BadArgumentError(
-            f"{text!r} is no size up to 1024GiB: write 4096, 4KiB, 1MiB for example"
-        )
-    return size
+_HOST_MEMORY = (MemoryKind.PINNED, MemoryKind.PAGEABLE, MemoryKind.MANAGED)
 
 
 def explain_copy(
-    direction: Direction,
-    sizes: Sequence[int],
+    direction: Direction | str,
+    sizes: int | Sequence[int],
     count: int,
     *,
     driver_version: DriverVersionLike | None = None,
-    host_memory: MemoryKind = MemoryKind.PINNED,
+    host_memory: str = "pinned",
     capturing: bool = False,
     mode: Mode | str = "auto",
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
 ) -> Decision:
-    """Say how copies would run, without arrays.
+    """Say which mode copies would run in, and why, without arrays, a GPU or a driver.
+
+    Nothing is copied. The same on the command line is ``numba-swap explain``.
 
     Parameters
     ----------
-    direction : Direction
-        Between which sides.
-    sizes : sequence of int
+    direction : {"h2d", "d2h", "d2d"} or Direction
+        Host to device, device to host, or within the device.
+    sizes : int or sequence of int
         Lengths in bytes.
     count : int
-        How many copies in all, as many of each length as can be.
+        How many copies there are in all. The lengths are shared out evenly among them.
     driver_version : tuple of int, str or DriverVersion, optional
-        The driver to answer for, with the GPU that the shipped costs were measured on. By default
-        the one that is here, with its calibration; where there is none, 13.0.
-    host_memory : MemoryKind
-        What the host side is.
+        The driver to answer for, 11.3 or later, with the GPU that the shipped costs were measured
+        on. By default the driver of this machine, with its calibration; where there is none, 13.0.
+    host_memory : {"pinned", "pageable", "managed"}
+        What the host side is. Managed memory counts as device memory. Ignored for "d2d".
     capturing : bool
-        Whether the stream is being captured.
-    mode, policy, max_blocks
-        As for `numba_swap.swap_blocks`.
+        Whether the stream is being captured into a CUDA graph.
+    mode : {"auto", "batch", "loop", "kernel"} or Mode
+        Force this mode; ``"auto"`` chooses.
+    policy : {"throughput", "overlap", "latency"} or Policy, optional
+        What the choice is to be good for; by default what `override` or the environment says,
+        else ``"throughput"``.
+    max_blocks : int, optional
+        At most so many thread blocks for the kernel mode.
 
     Returns
     -------
     Decision
-        With all modes in its table.
+        ``decision.mode`` is the choice and ``decision.reason`` says why; ``decision.estimates``
+        holds for every mode the predicted time, or the obstacle. ``decision.table()`` is all of
+        that as text.
 
     Raises
     ------
+    BadArgumentError
+        An argument is none of those listed, or a number is not positive.
     ModeUnavailableError
-        If a forced mode cannot run these copies.
+        A forced mode cannot run these copies.
+    DriverUnavailableError
+        `driver_version` is older than 11.3.
+
+    Examples
+    --------
+    A thousand tiles of 16 KiB, on a driver that has the batch copy and on one that has not:
+
+    >>> import numba_swap as ns
+    >>> ns.explain_copy("h2d", 16384, 1000, driver_version="13.0").mode
+    <Mode.KERNEL: 'kernel'>
+    >>> decision = ns.explain_copy("h2d", 16384, 1000, driver_version="12.4")
+    >>> [str(estimate.mode) for estimate in decision.estimates if estimate.obstacle]
+    ['batch']
     """
+    direction, memory = _read_direction(direction), _read_host_memory(host_memory)
+    lengths = _read_sizes(sizes)
+    check_positive(count, "count")
+    if max_blocks is not None:
+        check_positive(max_blocks, "max_blocks")
     driver = _driver(driver_version)
     settings = current_settings()
-    version = settings.cap(driver.version)
-    copies = _copies(direction, sizes, count, host_memory)
     policy = settings.policy if policy is None else parse_policy(policy)
-    situation = Situation(
-        version,
-        version < driver.version,
-        stream=0,
-        context=0,
-        capturing=capturing,
-        device=0,
-        max_blocks=policy_blocks(policy, copies.direction, max_blocks),
-        policy=policy,
+    costs = find_costs(devices_of(driver)[0])
+    ends = _ends(direction, memory)
+    conditions = Conditions(
+        driver_capabilities(driver, settings),
+        capturing,
+        policy,
+        block_limit(costs.tuning, policy, ends.direction, max_blocks),
     )
-    return select.explain(driver, copies, situation, mode)
+    bits = int(np.bitwise_or.reduce(lengths))  # as if between aligned addresses
+    sizes_of_all = np.resize(np.array(lengths, dtype=np.uint64), count)
+    workload = workload_of_sizes(route_of(ends), sizes_of_all, bits)
+
+    def why_not(candidate: Mode) -> str | None:
+        return MODES[candidate].why_not(ends, conditions)
+
+    decision = decide(workload, ends.direction, costs, conditions, mode, why_not).decision
+    return decision._replace(estimates=estimate(workload, costs, conditions, why_not))
+
+
+def _read_direction(direction: Direction | str) -> Direction:
+    name = direction.strip().lower() if isinstance(direction, str) else direction
+    for short, known in DIRECTIONS.items():
+        if name in (short, known):
+            return known
+    raise BadArgumentError(f"direction={direction!r} is none of {_listed(DIRECTIONS)}")
+
+
+def _read_host_memory(host_memory: str) -> MemoryKind:
+    name = host_memory.strip().lower() if isinstance(host_memory, str) else host_memory
+    if name not in _HOST_MEMORY:
+        raise BadArgumentError(f"host_memory={host_memory!r} is none of {_listed(_HOST_MEMORY)}")
+    return MemoryKind(name)
+
+
+def _read_sizes(sizes: int | Sequence[int]) -> list[int]:
+    lengths: list[int] = np.atleast_1d(sizes).tolist()
+    if not lengths:
+        raise BadArgumentError("sizes is empty: give one length at least")
+    for length in lengths:
+        check_positive(length, "sizes")
+        if length > MOST_BYTES:
+            raise BadArgumentError(f"sizes={length} is more than 1024GiB")
+    return lengths
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(repr(str(word)) for word in words)
 
 
 def _driver(driver_version: DriverVersionLike | None) -> Driver:
@@ -114,26 +169,9 @@ def _driver(driver_version: DriverVersionLike | None) -> Driver:
     return driver
 
 
-def _copies(
-    direction: Direction, sizes: Sequence[int], count: int, host_memory: MemoryKind
-) -> Copies:
-    """Return copies that stand nowhere: nobody will run them."""
-    lengths = np.resize(np.array(sizes, dtype=np.uint64), count)
-    # Aligned, no two neighbours, and far from address 0.
-    begins = np.cumsum(-(-lengths // 16) * 16 + 16, dtype=np.uint64)
-    end = int(begins[-1]) + int(lengths[-1])
-    host, device, other = (1 << 40), (2 << 40), (3 << 40)
-    ends = {
-        Direction.H2D: (host, device),
-        Direction.D2H: (device, host),
-        Direction.D2D: (device, other),
-    }[direction]
-    (src, sources), (dst, destinations) = (
-        (
-            begins + np.uint64(base),
-            Allocation(base, base + end, host_memory if base == host else MemoryKind.DEVICE, 0, 0),
-        )
-        for base in ends
-    )
-    uniform = int(lengths[0]) if len(set(sizes)) == 1 else lengths
-    return Copies(dst, src, uniform, (sources,), (destinations,))
+def _ends(direction: Direction, host_memory: MemoryKind) -> Ends:
+    """Return the ends of copies that stand nowhere: nobody will run them."""
+    host, device = ((Allocation(0, 0, kind, 0, 0),) for kind in (host_memory, MemoryKind.DEVICE))
+    sources = host if direction is Direction.H2D else device
+    destinations = host if direction is Direction.D2H else device
+    return Ends.of(sources, destinations)

@@ -180,8 +180,8 @@ def test_pointers_of_any_kind_are_copied_right_or_refused(gpu, data):
 @given(data=st.data())
 def test_one_pool_by_ids_and_by_addresses_agree(gpu, data):
     """The linear check of ids and the check by sorting say the same, and name a row at fault."""
-    from numba_swap.copies.copies import check_hazards, drop_identities
     from numba_swap.copies.from_arrays import plan_array_blocks
+    from numba_swap.copies.hazards import check_hazards
 
     blocks = data.draw(st.sampled_from([3, 8, 40, 3000]))
     ids = st.integers(0, blocks - 1)
@@ -191,7 +191,7 @@ def test_one_pool_by_ids_and_by_addresses_agree(gpu, data):
     driver = ns.driver.current.current_driver()
     driver.current_context()
     try:
-        copies = drop_identities(plan_array_blocks(driver, apart, apart[:], mapping, 0))
+        copies = plan_array_blocks(driver, apart, apart[:], mapping, 0).without_identities()
         check_hazards(copies)
     except ns.BadPlanError:
         copies = None

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
+from numba_swap.device.devices import devices_of
+from numba_swap.device.tuning import DEFAULT_TUNING, SIMULATED_TUNING, Tuning
 from numba_swap.dispatch import calibration
 from numba_swap.dispatch.calibration import (
     Key,
@@ -24,29 +26,44 @@ from numba_swap.dispatch.calibration import (
     reference_document,
     use_costs,
 )
-from numba_swap.dispatch.cost_model import CLASSES, ORDER, ROUTES, Cost, Costs, uniform_load
+from numba_swap.dispatch.cost_model import (
+    CLASSES,
+    ROUTES,
+    CostModel,
+    ModeCost,
+    uniform_workload,
+)
 from numba_swap.dispatch.settings import Mode
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.simulated import SimulatedLibrary
+from numba_swap.driver.simulated.gpu import SimulatedGPU
 from numba_swap.errors import CalibrationError
 from numba_swap.tools import cli
 from numba_swap.tools.bench import calibrate as measuring
-from numba_swap.tools.bench.fit import Cell, fit_cost
+from numba_swap.tools.bench.costs.fit import TimedSwap, fit_cost
+from numba_swap.tools.bench.costs.found import Calibration, format_calibration
+from numba_swap.tools.bench.costs.measure import FULL, CostGrid
+from numba_swap.tools.bench.gpu import BenchGPU
 
 KIB, MIB = 1 << 10, 1 << 20
 
 
 def made_cost(start):
-    return Cost(start, 2.0, (1.0, 2.0, 3.0, 4.5), (40.0, 30.0, 20.0, 10.25), 8.0)
+    return ModeCost(start, 2.0, (1.0, 2.0, 3.0, 4.5), (40.0, 30.0, 20.0, 10.25), 8.0)
+
+
+def modes_on(route):
+    """The modes that are measured on a route, the one that uses least of the machine first."""
+    kernel = () if "pageable" in route else (Mode.KERNEL,)
+    return (Mode.LOOP, Mode.BATCH, *kernel)
 
 
 def made_costs():
     """Costs of which no two are equal, the kernel missing where it cannot run."""
     routes = {}
     for i, route in enumerate(ROUTES):
-        loop, batch, kernel = (made_cost(10.0 * i + j) for j in range(3))
-        routes[route] = loop, batch, None if "pageable" in route else kernel
-    return Costs(routes, "made up")
+        routes[route] = {mode: made_cost(10.0 * i + j) for j, mode in enumerate(modes_on(route))}
+    return CostModel(routes, "made up")
 
 
 def made_document(key):
@@ -63,11 +80,26 @@ class RealLooking(SimulatedLibrary):
         self.path = "/nowhere/libcuda.so.580.65.06"
 
 
+def simulated_gpu(driver):
+    """The GPU of a driver that says it is real."""
+    return BenchGPU(driver, SimulatedGPU(driver))
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """No test here looks into the user's cache."""
     monkeypatch.setenv(calibration.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def simulated_reference():
+    """The shipped costs, with the figures for kernels that run in Python."""
+    return reference_costs()._replace(tuning=SIMULATED_TUNING)
+
+
+def device_of(driver):
+    """The first GPU of a driver."""
+    return devices_of(driver)[0]
 
 
 @pytest.fixture
@@ -79,7 +111,7 @@ def driver():
 
 def store(of, **changes):
     """Store a calibration, as of this driver but for the changes of its key."""
-    key = key_of(of, 0)
+    key = key_of(device_of(of))
     path = path_of(key)
     measuring._write(path, made_document(key._replace(**changes)))
     return path
@@ -98,8 +130,10 @@ def test_the_folder_is_what_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_the_key_tells_device_driver_and_library(driver):
-    assert key_of(driver, 0) == Key("Simulated GPU", "CUDA 13.0, release 580.65.06", ns.__version__)
-    assert path_of(key_of(driver, 0)).name == "calibration_Simulated_GPU.json"
+    assert key_of(device_of(driver)) == Key(
+        "Simulated GPU", "CUDA 13.0, release 580.65.06", ns.__version__
+    )
+    assert path_of(key_of(device_of(driver))).name == "calibration_Simulated_GPU.json"
     weird = Key("../NVIDIA/H200 (MIG 1g)", "")
     assert path_of(weird).name == "calibration_NVIDIA_H200_MIG_1g.json"
     assert path_of(weird).parent == calibration.cache_folder()
@@ -111,18 +145,18 @@ def test_the_key_tells_device_driver_and_library(driver):
 def test_what_was_stored_is_what_is_chosen_by(driver, caplog):
     path = store(driver)
     with caplog.at_level(logging.INFO, "numba_swap"):
-        found = find_costs(driver, 0)
+        found = find_costs(device_of(driver))
     assert not caplog.records
     assert found.routes == made_costs().routes
     assert found.source.startswith("Simulated GPU, CUDA 13.0, release 580.65.06, measured 20")
     path.unlink()
-    assert find_costs(driver, 0) is found  # looked up once a driver
-    assert find_costs(Driver(RealLooking()), 0) is reference_costs()
+    assert find_costs(device_of(driver)) is found  # looked up once a driver
+    assert find_costs(device_of(Driver(RealLooking()))) is reference_costs()
 
 
 def test_without_a_file_the_reference_counts(driver, caplog):
     with caplog.at_level(logging.INFO, "numba_swap"):
-        assert find_costs(driver, 0) is reference_costs()
+        assert find_costs(device_of(driver)) is reference_costs()
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     assert "no calibration of Simulated GPU: run numba-swap calibrate" in record.message
@@ -141,10 +175,10 @@ def test_without_a_file_the_reference_counts(driver, caplog):
 def test_stale_and_foreign_files_are_ignored_with_a_line(driver, caplog, changes):
     path = store(driver, **changes)
     with caplog.at_level(logging.INFO, "numba_swap"):
-        assert find_costs(driver, 0) is reference_costs()
+        assert find_costs(device_of(driver)) is reference_costs()
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    for words in ("calibration ignored", str(path), *changes.values(), *key_of(driver, 0)):
+    for words in ("calibration ignored", str(path), *changes.values(), *key_of(device_of(driver))):
         assert words in record.message
     assert path.exists()
 
@@ -154,15 +188,16 @@ def test_a_simulated_driver_always_gets_the_reference(caplog):
     simulated.current_context()
     store(simulated)
     with caplog.at_level(logging.INFO, "numba_swap"):
-        assert find_costs(simulated, 0) is reference_costs()
+        assert find_costs(device_of(simulated)) == simulated_reference()
     assert not caplog.records
 
 
 def test_other_costs_can_be_put_in_place_of_each_device():
     first, second = Driver(SimulatedLibrary(devices=2)), Driver(SimulatedLibrary())
-    use_costs(first, 1, made_costs())
-    assert find_costs(first, 1) == made_costs()
-    assert find_costs(first, 0) is find_costs(second, 0) is reference_costs()
+    use_costs(devices_of(first)[1], made_costs())
+    assert find_costs(devices_of(first)[1]) == made_costs()
+    for other in (first, second):
+        assert find_costs(device_of(other)) == simulated_reference()
 
 
 # -- broken files -------------------------------------------------------------------------------
@@ -206,6 +241,24 @@ WRONG_VALUES = [
     ((*H2D, "copy_us"), [1.0] * 3, "costs.loop.h2d.copy_us has 3 values, not 4"),
     ((*H2D, "megabyte_us"), [1.0, None, 1.0, 1.0], "costs.loop.h2d.megabyte_us is None"),
 ]
+WRONG_FIGURES = [
+    (("tuning",), None, "tuning is None, no object"),
+    (("tuning",), [["link_blocks", 4]], "tuning is .*, no object"),
+    (("tuning", "link_bricks"), 4, "tuning.link_bricks is no figure of this version"),
+    (("tuning", ""), 4, "is no figure of this version"),
+    *(
+        (("tuning", name), value, rf"tuning\.{name} is {value!r}, no positive integer")
+        for name in ("link_blocks", "group_bytes", "strands")
+        for value in (0, -1, 4.0, 0.5, True, False, None, "4", math.nan, math.inf)
+    ),
+    *(
+        (("tuning", name), value, rf"tuning\.{name} is {value!r}, no positive number")
+        for name in ("unaligned_factor", "split_gain", "side_by_side_us")
+        for value in (0, 0.0, -1.5, True, False, None, "1.0", math.nan, math.inf, 1e15)
+    ),
+    (("tuning", "staged_factor"), 10**400, "tuning.staged_factor is 10"),
+    (("tuning", "link_threads"), [512], r"tuning.link_threads is \[512\], no positive integer"),
+]
 MISSING = [
     ("schema",),
     ("key",),
@@ -229,19 +282,19 @@ def check_refused(driver, path, message, caplog, monkeypatch):
         load_document(path)
     assert str(path) in str(caught.value)
     with caplog.at_level(logging.INFO, "numba_swap"):
-        assert find_costs(driver, 0) is reference_costs()
+        assert find_costs(device_of(driver)) is reference_costs()
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.message == f"calibration ignored: {caught.value}"
     # Calibrating anew says so too before it measures, and leaves the file as it is.
     monkeypatch.setattr(measuring, "current_driver", lambda: driver)
-    monkeypatch.setattr(measuring, "_Bench", None)
+    monkeypatch.setattr(measuring, "SwapTimer", None)
     with pytest.raises(CalibrationError, match=message):
         measuring.calibrate()
     assert path.read_bytes() == text
 
 
-@pytest.mark.parametrize(("where", "value", "message"), WRONG_VALUES)
+@pytest.mark.parametrize(("where", "value", "message"), WRONG_VALUES + WRONG_FIGURES)
 def test_a_wrong_value_is_named(driver, caplog, monkeypatch, where, value, message):
     path = store(driver)
     document = json.loads(path.read_text())
@@ -284,12 +337,127 @@ def test_a_key_that_says_more_is_read(driver):
     document = json.loads(path.read_text())
     document["key"]["hostname"] = "here"
     path.write_text(json.dumps(document))
-    assert find_costs(driver, 0).routes == made_costs().routes
+    assert find_costs(device_of(driver)).routes == made_costs().routes
+
+
+# -- the other figures of the machine -------------------------------------------------------------
+
+
+def store_tuning(driver, tuning):
+    """Store a calibration with these figures, or without any; return its path."""
+    path = store(driver)
+    document = json.loads(path.read_text())
+    del document["tuning"]
+    path.write_text(json.dumps(document | ({} if tuning is None else {"tuning": tuning})))
+    return path
+
+
+@pytest.mark.parametrize("tuning", [None, {}])
+def test_a_file_without_figures_gives_the_defaults(driver, tuning):
+    """Also one of a version that stored none."""
+    path = store_tuning(driver, tuning)
+    assert costs_from(load_document(path)).tuning == DEFAULT_TUNING
+    assert find_costs(device_of(driver)).routes == made_costs().routes
+    assert find_costs(device_of(driver)).tuning == device_of(driver).tuning == DEFAULT_TUNING
+
+
+def test_every_figure_is_stored_and_read_again(driver):
+    doubled = Tuning(*(2 * figure for figure in DEFAULT_TUNING))
+    other = doubled._replace(device_blocks=DEFAULT_TUNING.device_blocks // 2)
+    assert all(a != b for a, b in zip(other, DEFAULT_TUNING, strict=True))
+    document = measuring._document(key_of(device_of(driver))._asdict(), made_costs(), [])
+    assert document["tuning"] == DEFAULT_TUNING._asdict()
+    store_tuning(driver, other._asdict())
+    assert find_costs(device_of(driver)).tuning == device_of(driver).tuning == other
+    some = {"link_blocks": 5, "split_gain": 1}  # a whole number is a factor too
+    later = Driver(RealLooking())
+    later.current_context()
+    store_tuning(later, some)
+    assert find_costs(device_of(later)).tuning == DEFAULT_TUNING._replace(**some)
+
+
+@pytest.fixture
+def in_use(driver, monkeypatch):
+    """A driver that says it is real, in place of the one of this machine."""
+    from numba_swap.driver import current
+    from numba_swap.modes.kernel import loading
+    from numba_swap.modes.kernel.compilers import simulator
+
+    monkeypatch.setattr(
+        loading, "_compile", lambda _, name: simulator.register(driver.library, name)
+    )
+    monkeypatch.setattr(current, "_default", driver)
+    return driver
+
+
+def choice_by(driver, tuning, costs, nbytes=64, **how):
+    """What is chosen for 16 blocks, host to device, by a file with these costs and figures."""
+    key = key_of(device_of(driver))
+    made = CostModel(dict.fromkeys(ROUTES, costs), "made up")
+    measuring._write(
+        path_of(key), measuring._document(key._asdict(), made, []) | {"tuning": tuning}
+    )
+    device_of(driver).costs = None  # as in another process
+    gpu = SimulatedGPU(driver)
+    src, dst = gpu.pinned_array((32, nbytes), np.uint8), gpu.device_array((32, nbytes), np.uint8)
+    return ns.plan_blocks(src, dst, [[2 * i, 30 - 2 * i] for i in range(16)]).explain(**how)
+
+
+def flat_cost(us, fork_us=0.0, megabyte_us=0.0, full_blocks=0.0):
+    return ModeCost(us, fork_us, (0.0,) * 4, (megabyte_us,) * 4, full_blocks)
+
+
+SLOW = flat_cost(1e6)
+# 10 us for the 16 x 64 bytes, with 8 thread blocks or more, to aligned addresses.
+BY_BYTES = flat_cost(0.0, megabyte_us=1e7 / 1024, full_blocks=8.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kernel", "what", "before", "tuning", "after"),
+    [
+        (
+            flat_cost(12),
+            flat_cost(10),
+            {"policy": "overlap"},
+            "batch",
+            {"overlap_patience": 1.1},
+            "kernel",
+        ),
+        (flat_cost(20), BY_BYTES, {"policy": "overlap"}, "batch", {"overlap_blocks": 8}, "kernel"),
+        (flat_cost(20), BY_BYTES, {"max_blocks": 8}, "kernel", {"overlap_blocks": 1}, "kernel"),
+        (flat_cost(11.5), BY_BYTES, {"nbytes": 68}, "batch", {"unaligned_factor": 1}, "kernel"),
+        (flat_cost(11.5), BY_BYTES, {"nbytes": 68}, "batch", {"odd_factor": 1}, "batch"),
+        (flat_cost(15), BY_BYTES, {"nbytes": 67}, "batch", {"odd_factor": 1.1}, "kernel"),
+        (flat_cost(9, 9), BY_BYTES, {}, "batch", {"fewest_bytes_for_streams": 1024}, "kernel"),
+        (flat_cost(9, 9), BY_BYTES, {}, "batch", {"fewest_bytes_for_streams": 1025}, "batch"),
+        (
+            flat_cost(9, 9),
+            BY_BYTES,
+            {},
+            "batch",
+            {"fewest_bytes_for_streams": 1024, "fewest_copies_a_stream": 9},
+            "batch",
+        ),
+        (
+            flat_cost(9, 9),
+            BY_BYTES,
+            {},
+            "batch",
+            {"fewest_bytes_for_streams": 1024, "batch_streams": 1},
+            "batch",
+        ),
+    ],
+)
+def test_figures_of_a_file_take_effect(in_use, batch, kernel, what, before, tuning, after):
+    costs = {Mode.LOOP: SLOW, Mode.BATCH: batch, Mode.KERNEL: kernel}
+    assert choice_by(in_use, {}, costs, **what).mode == before
+    assert choice_by(in_use, tuning, costs, **what).mode == after
+    assert device_of(in_use).tuning == DEFAULT_TUNING._replace(**tuning)
 
 
 @pytest.mark.parametrize("case", ["a folder", "below a file", "name too long", "no home"])
 def test_places_that_cannot_be_read_stop_no_copy(driver, monkeypatch, tmp_path, case):
-    path = path_of(key_of(driver, 0))
+    path = path_of(key_of(device_of(driver)))
     if case == "a folder":
         path.mkdir(parents=True)
     elif case == "below a file":
@@ -306,7 +474,7 @@ def test_places_that_cannot_be_read_stop_no_copy(driver, monkeypatch, tmp_path, 
         monkeypatch.setattr(Path, "home", homeless)
         with pytest.raises(CalibrationError, match="Set NUMBA_SWAP_CACHE_DIR"):
             calibration.cache_folder({})
-    assert find_costs(driver, 0) is reference_costs()
+    assert find_costs(device_of(driver)) is reference_costs()
 
 
 # -- files that are written ---------------------------------------------------------------------
@@ -319,7 +487,7 @@ def test_a_file_is_written_whole_or_not_at_all(driver, folder, monkeypatch):
     class Unwritable:
         pass
 
-    document = made_document(key_of(driver, 0))
+    document = made_document(key_of(device_of(driver)))
     document["measured"] = [1, 2, Unwritable()]
     with pytest.raises(TypeError):
         measuring._write(path, document)
@@ -331,7 +499,7 @@ def test_a_file_is_written_whole_or_not_at_all(driver, folder, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(CalibrationError, match=r"calibration_.* cannot be written: .*No space"):
-        measuring._write(path, made_document(key_of(driver, 0)))
+        measuring._write(path, made_document(key_of(device_of(driver))))
     assert path.read_bytes() == before
     assert os.listdir(folder) == [path.name]
 
@@ -356,11 +524,9 @@ def test_the_reference_is_a_calibration():
     assert document["key"]["device"] == "NVIDIA H200"
     assert set(reference_costs().routes) == set(ROUTES)
     for route, costs in reference_costs().routes.items():
-        for mode, cost in zip(ORDER, costs, strict=True):
-            assert (cost is None) == (mode is Mode.KERNEL and "pageable" in route)
-            assert (cost is not None and cost.full_blocks > 0) == (
-                mode is Mode.KERNEL and cost is not None
-            )
+        assert tuple(costs) == modes_on(route)
+        for mode, cost in costs.items():
+            assert (cost.full_blocks > 0) == (mode is Mode.KERNEL)
     assert document["measured"]
 
 
@@ -369,20 +535,10 @@ def test_the_reference_is_a_calibration():
 
 @pytest.fixture
 def small(monkeypatch):
-    """A bench of few short swaps, which a simulated kernel does in time."""
-    make = measuring._Bench.__init__
-
-    def made(self, driver):
-        make(self, driver)
-        self.sizes, self.counts = (64, 256), (1, 2)
-        self.most_bytes = self.most_pageable = 2 * KIB
-
-    monkeypatch.setattr(measuring._Bench, "__init__", made)
-    monkeypatch.setattr(measuring, "MOST_BYTES", 16 * KIB)
-    monkeypatch.setattr(measuring, "MOST_PAGEABLE_BYTES", 16 * KIB)
-    monkeypatch.setattr(measuring, "_REPEATS", 1)
-    monkeypatch.setattr(measuring, "_FEWEST_REPEATS", 1)
-    monkeypatch.setattr(measuring, "_LONGEST_US", math.inf)
+    """A grid of few short swaps, which a simulated kernel does in time."""
+    grid = CostGrid((64, 256), (1, 2), 2 * KIB, 2 * KIB, 1, 1, longest_us=math.inf)
+    monkeypatch.setattr(measuring, "FULL", grid)
+    monkeypatch.setattr(measuring, "SIMULATED", grid)
 
 
 def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder, small, capsys):
@@ -391,7 +547,7 @@ def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder,
         output = capsys.readouterr().out
         seen = []
         found = ns.calibrate(progress=seen.append)
-        assert find_costs(gpu.driver, 0) is reference_costs()
+        assert find_costs(device_of(gpu.driver)) == simulated_reference()
     assert found.simulated
     assert found.path is None
     assert not folder.exists()
@@ -414,22 +570,13 @@ def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder,
     assert {progress.total for progress in seen} == {20}
 
 
-def test_what_is_measured_is_stored_and_used_from_now_on(driver, folder, small, monkeypatch):
+def test_what_is_measured_is_stored_and_used_from_now_on(in_use, folder, small, monkeypatch, tune):
     """On a simulated driver that says it is real: the way from the bench to the file."""
-    from numba_swap.driver import current
-    from numba_swap.driver.simulated.gpu import SimulatedGPU
-    from numba_swap.modes.kernel import launch as kernel
-    from numba_swap.modes.kernel import loading
-
-    monkeypatch.setattr(
-        loading, "_compile", lambda _, name: loading._register(driver.library, name)
-    )
-    monkeypatch.setattr(measuring, "allocator", SimulatedGPU)
-    monkeypatch.setattr(current, "_default", driver)
-    for name in ("_LINK_BLOCKS", "_LINK_BLOCKS_FOR_SHORT_COPIES"):
-        monkeypatch.setattr(kernel, name, 2)
-    monkeypatch.setattr(kernel, "_LINK_THREADS", 32)
-    monkeypatch.setattr(kernel, "_DEVICE_THREADS", 32)
+    driver = in_use
+    monkeypatch.setattr(measuring, "gpu_of", simulated_gpu)
+    tune(link_blocks=2, link_blocks_short=2, link_threads=32, device_threads=32)
+    before = find_costs(device_of(driver))
+    assert before.routes is reference_costs().routes
     gpu = SimulatedGPU(driver)
     src, dst = gpu.pinned_array((8, 64), np.uint8), gpu.device_array((8, 64), np.uint8)
     plan = ns.plan_blocks(src, dst, [[0, 1], [2, 3]])
@@ -441,63 +588,69 @@ def test_what_is_measured_is_stored_and_used_from_now_on(driver, folder, small, 
         ns.calibrate()
     assert not folder.exists()
     found = ns.calibrate()
-    assert found.path == path_of(key_of(driver, 0))
-    assert find_costs(driver, 0) is found.costs
+    assert found.path == path_of(key_of(device_of(driver)))
+    assert find_costs(device_of(driver)) is found.costs
     assert plan.explain().costs_source == found.costs.source
-    assert found.before is reference_costs()
+    assert found.before is before
     later = Driver(RealLooking())
     later.current_context()
-    assert find_costs(later, 0).routes == found.costs.routes
+    assert find_costs(device_of(later)).routes == found.costs.routes
+    assert find_costs(device_of(later)).tuning == found.costs.tuning == before.tuning
+    assert device_of(later).tuning == before.tuning != DEFAULT_TUNING
     document = load_document(found.path)
     assert len(document["measured"]) == len(found.cells) > 0
     ns.calibrate()  # over the file of the first
 
 
 def test_without_storing_only_this_process_chooses_by_it(driver, folder, monkeypatch):
-    class Bench:
-        def __init__(self, driver):
+    class Timer:
+        def __init__(self, gpu, grid):
             pass
 
-        def cases(self):
-            return [measuring._Case(ns.Direction.H2D, False, 64, 2)]
-
-        def measure(self, case):
-            load = uniform_load("h2d", case.number, case.size)
-            return [Cell(mode, load, 10.0 * i) for i, mode in enumerate(ORDER, 1)]
+        def measure(self, swap):
+            load = uniform_workload("h2d", swap.number, swap.size)
+            return [TimedSwap(mode, load, 10.0 * i) for i, mode in enumerate(modes_on("h2d"), 1)]
 
         def full_blocks(self, direction):
             return 4.0
 
-    monkeypatch.setattr(measuring, "_Bench", Bench)
+    monkeypatch.setattr(measuring, "SwapTimer", Timer)
+    monkeypatch.setattr(measuring, "FULL", CostGrid((64,), (2,), 128, 0))
+    monkeypatch.setattr(measuring, "gpu_of", simulated_gpu)
     monkeypatch.setattr(measuring, "current_driver", lambda: driver)
     found = ns.calibrate(store=False)
     assert found.path is None
     assert not folder.exists()
-    assert find_costs(driver, 0) is found.costs
-    assert [cost.predict_us(uniform_load("h2d", 2, 64)) for cost in found.costs.routes["h2d"]] == [
-        pytest.approx(us, rel=1e-3) for us in (10.0, 20.0, 30.0)
-    ]
+    assert find_costs(device_of(driver)) is found.costs
+    workload = uniform_workload("h2d", 2, 64)
+    assert {
+        mode: cost.predict_us(workload) for mode, cost in found.costs.routes["h2d"].items()
+    } == {
+        mode: pytest.approx(us, rel=1e-3)
+        for mode, us in zip(modes_on("h2d"), (10.0, 20.0, 30.0), strict=True)
+    }
+    assert found.costs.tuning == DEFAULT_TUNING
     # What was not measured at all is taken from the reference.
     assert found.costs.routes["d2h pageable"] == reference_costs().routes["d2h pageable"]
 
 
 # -- the fit ------------------------------------------------------------------------------------
 
-TRUTH = Cost(21.0, 33.0, (1.5, 1.6, 0.4, 0.2), (40.0, 25.0, 19.0, 18.0))
+TRUTH = ModeCost(21.0, 33.0, (1.5, 1.6, 0.4, 0.2), (40.0, 25.0, 19.0, 18.0))
 
 
-def made_cells(mode, cost, rng=None, sizes=measuring.SIZES):
+def made_cells(mode, cost, rng=None, sizes=FULL.sizes):
     """Cells as a bench makes them, exact or with noise of one per cent and half a microsecond."""
     cells = []
     for size in sizes:
-        for count in measuring.COUNTS:
-            if size * count <= measuring.MOST_BYTES:
-                load = uniform_load("h2d", count, size)
+        for count in FULL.counts:
+            if size * count <= FULL.most_bytes:
+                load = uniform_workload("h2d", count, size)
                 forked = mode is Mode.BATCH and load.nbytes >= MIB and count >= 8
                 us = cost.predict_us(load, forked=forked)
                 if rng is not None:
                     us = us * (1 + 0.01 * rng.standard_normal()) + 0.5 * rng.random()
-                cells.append(Cell(mode, load, us))
+                cells.append(TimedSwap(mode, load, us))
     return cells
 
 
@@ -523,7 +676,7 @@ def test_known_costs_are_found_again_through_noise(rng):
 
 def test_no_cost_is_negative(rng):
     """Where nothing but noise is left, the answer is 0, not a gain."""
-    flat = Cost(30.0, 0.0, (0.0,) * 4, (0.0,) * 4)
+    flat = ModeCost(30.0, 0.0, (0.0,) * 4, (0.0,) * 4)
     fitted = fit_cost(made_cells(Mode.LOOP, flat, rng))
     assert min(fitted.start_us, fitted.fork_us, *fitted.copy_us, *fitted.megabyte_us) >= 0
     assert fitted.start_us == pytest.approx(30, rel=0.05)
@@ -547,45 +700,48 @@ def test_classes_that_were_not_measured_are_like_their_neighbours(sizes, taken_f
 
 
 def flat_costs(loop, batch, kernel):
-    flat = [Cost(us, 0.0, (0.0,) * 4, (0.0,) * 4) for us in (loop, batch, kernel)]
-    return Costs(dict.fromkeys(ROUTES, tuple(flat)), "made up")
+    flat = {
+        mode: ModeCost(us, 0.0, (0.0,) * 4, (0.0,) * 4)
+        for mode, us in zip(modes_on("h2d"), (loop, batch, kernel), strict=True)
+    }
+    return CostModel(dict.fromkeys(ROUTES, flat), "made up")
 
 
 def test_regret_and_gain():
     """Two swaps; the costs before chose the batch for both, those now the loop."""
-    one, two = uniform_load("h2d", 1, 64), uniform_load("h2d", 100, 64)
+    one, two = uniform_workload("h2d", 1, 64), uniform_workload("h2d", 100, 64)
     cells = (
-        Cell(Mode.LOOP, one, 10.0),
-        Cell(Mode.BATCH, one, 40.0),
-        Cell(Mode.LOOP, two, 90.0),
-        Cell(Mode.BATCH, two, 30.0),
+        TimedSwap(Mode.LOOP, one, 10.0),
+        TimedSwap(Mode.BATCH, one, 40.0),
+        TimedSwap(Mode.LOOP, two, 90.0),
+        TimedSwap(Mode.BATCH, two, 30.0),
     )
     # The kernel would be chosen, but was not measured.
     before, now = flat_costs(9.0, 5.0, 1.0), flat_costs(5.0, 9.0, 1.0)
-    found = measuring.Calibration(now, cells, before, None, 1.0, False)
+    found = Calibration(now, cells, before, None, 1.0, False)
     # With the 1.0 that stands for "nothing to regret" where nothing was measured.
     assert found.regret(before) == (pytest.approx((1 * 4 * 1) ** (1 / 3)), 4.0)
     assert found.regret(now) == (pytest.approx((1 * 1 * 3) ** (1 / 3)), 3.0)
     assert found.gain == pytest.approx((4 / 3) ** (1 / 3))
-    equal = measuring.Calibration(flat_costs(1, 1, 1), cells, before, None, 1.0, False)
+    equal = Calibration(flat_costs(1, 1, 1), cells, before, None, 1.0, False)
     assert equal.regret(equal.costs)[1] == 3.0  # of equal ones the loop, as `rank` has it
 
 
 def test_errors_are_ratios_of_predicted_to_measured():
-    loads = [uniform_load("d2h", count, 64) for count in (1, 2, 3)]
+    loads = [uniform_workload("d2h", count, 64) for count in (1, 2, 3)]
     cells = tuple(
-        Cell(Mode.LOOP, load, us) for load, us in zip(loads, (10.0, 5.0, 40.0), strict=True)
+        TimedSwap(Mode.LOOP, load, us) for load, us in zip(loads, (10.0, 5.0, 40.0), strict=True)
     )
-    found = measuring.Calibration(flat_costs(10, 1, 1), cells, flat_costs(1, 1, 1), None, 1.0, 0)
+    found = Calibration(flat_costs(10, 1, 1), cells, flat_costs(1, 1, 1), None, 1.0, 0)
     assert found.errors() == {("d2h", Mode.LOOP): (1.0, 0.25)}
 
 
 def test_a_table_can_be_printed_of_any_fit():
     """Also where the fit found that long copies cost nothing but their start."""
-    cells = [Cell(Mode.LOOP, uniform_load("h2d", 1, 64), 10.0)]
+    cells = [TimedSwap(Mode.LOOP, uniform_workload("h2d", 1, 64), 10.0)]
     costs = flat_costs(10.0, 10.0, 10.0)
-    found = measuring.Calibration(costs, tuple(cells), costs, Path("there"), 1.0, False)
-    text = measuring.format_calibration(found)
+    found = Calibration(costs, tuple(cells), costs, Path("there"), 1.0, False)
+    text = format_calibration(found)
     assert "1 swaps measured" in text
     assert "Stored in there." in text
     assert "simulated" not in text

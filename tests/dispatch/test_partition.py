@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from machines import make_copies
 
 import numba_swap as ns
-from numba_swap.copies.copies import Copies
+from numba_swap.copies.provenance import Selected
 from numba_swap.device.memory import Allocation, MemoryKind
-from numba_swap.dispatch.cost_model import load_of, split_load
-from numba_swap.dispatch.partition import by_direction, by_length, merged, take
+from numba_swap.dispatch.cost_model import split_workload, workload_of
+from numba_swap.dispatch.partition import by_direction, by_size
 
 KIB, MIB = 1 << 10, 1 << 20
 # Just below every edge between two classes of lengths, and on it.
@@ -27,21 +28,21 @@ def column(numbers):
 
 def copies_of(sizes, **arguments):
     begins = column(np.arange(1, len(sizes) + 1) * MIB)
-    return Copies(begins, begins + np.uint64(1 << 30), column(sizes), **arguments)
+    return make_copies(begins, begins + np.uint64(1 << 30), column(sizes), **arguments)
 
 
 def rows(parts):
     """The rows of the whole in each part."""
-    return [[int(part.describe(i).split()[1]) for i in range(len(part))] for part in parts]
+    return [[int(part.origin.describe(i).split()[1]) for i in range(len(part))] for part in parts]
 
 
 @pytest.mark.parametrize("edge", [1, 2, 3])
-def test_lengths_are_parted_as_their_load_is(edge):
+def test_lengths_are_parted_as_their_workload_is(edge):
     copies = copies_of(SIZES)
-    parts = by_length(copies, edge)
+    parts = by_size(copies, edge)
     assert rows(parts) == [list(range(2 * edge - 1)), list(range(2 * edge - 1, 6))]
-    predicted = split_load(load_of(copies), edge)
-    assert [load_of(part)[:4] for part in parts] == [load[:4] for load in predicted]
+    predicted = split_workload(workload_of(copies), edge)
+    assert [workload_of(part)[:4] for part in parts] == [load[:4] for load in predicted]
 
 
 PINNED, PAGEABLE = memory("pinned", 2 * MIB), memory("pageable", 9 * MIB)
@@ -53,7 +54,7 @@ def all_directions():
     src = [DEVICE, PINNED, MANAGED, PAGEABLE, PAGEABLE, PINNED, DEVICE, DEVICE]
     dst = [PINNED, DEVICE, PAGEABLE, PINNED, MANAGED, PAGEABLE, DEVICE, MANAGED]
     steps = column(np.arange(8) * 64)
-    return Copies(
+    return make_copies(
         column([allocation.start for allocation in dst]) + steps,
         column([allocation.stop for allocation in src]) - steps - np.uint64(64),
         64,
@@ -71,13 +72,13 @@ def test_every_copy_goes_with_those_of_its_direction():
         ns.Direction.D2D,
     ]
     assert rows(parts) == [[1, 4], [0, 2], [3, 5], [6, 7]]
-    assert [set(part.sources) for part in parts] == [
+    assert [set(part.ends.sources) for part in parts] == [
         {PINNED, PAGEABLE},
         {DEVICE, MANAGED},
         {PINNED, PAGEABLE},
         {DEVICE},
     ]
-    assert [set(part.destinations) for part in parts] == [
+    assert [set(part.ends.destinations) for part in parts] == [
         {DEVICE, MANAGED},
         {PINNED, PAGEABLE},
         {PINNED, PAGEABLE},
@@ -87,10 +88,12 @@ def test_every_copy_goes_with_those_of_its_direction():
 
 def test_one_direction_is_the_whole():
     begins = column([2, 5]) * np.uint64(MIB)
-    copies = Copies(begins, begins, 64, (PINNED, DEVICE), (PINNED, DEVICE))
+    copies = make_copies(begins, begins, 64, (PINNED, DEVICE), (PINNED, DEVICE))
     assert len(by_direction(copies)) == 2
     begins = column([2 * MIB, 2 * MIB + 64])
-    copies = Copies(begins + np.uint64(3 * MIB), begins, 64, (PINNED, DEVICE), (DEVICE, PINNED))
+    copies = make_copies(
+        begins + np.uint64(3 * MIB), begins, 64, (PINNED, DEVICE), (DEVICE, PINNED)
+    )
     assert by_direction(copies) == (copies,)
 
 
@@ -105,9 +108,9 @@ def test_copies_stay_together_where_the_memory_of_one_is_not_known(end, address)
     other = known.copy()
     other[2] = address
     ends = {"src": (known[::-1], other), "dst": (other, known[::-1]), "both": (other, other)}
-    copies = Copies(*ends[end], 64, (PINNED, DEVICE), (DEVICE, PINNED))
+    copies = make_copies(*ends[end], 64, (PINNED, DEVICE), (DEVICE, PINNED))
     assert by_direction(copies) == (copies,)
-    copies = Copies(known, known[::-1], 64, (PINNED, DEVICE), ())
+    copies = make_copies(known, known[::-1], 64, (PINNED, DEVICE), ())
     assert by_direction(copies) == (copies,)
 
 
@@ -115,7 +118,7 @@ def test_parts_of_each_kind_are_made_once():
     """They keep what the modes derive from them, such as tables of descriptors."""
     copies, directions = copies_of(SIZES), all_directions()
     ways = [
-        *(partial(by_length, copies, edge) for edge in (1, 2, 3)),
+        *(partial(by_size, copies, edge) for edge in (1, 2, 3)),
         partial(by_direction, directions),
     ]
     first = [way() for way in ways]
@@ -134,6 +137,9 @@ class Numbers(NamedTuple):
     def describe(self, index, offset=None):
         return f"copy {index}, byte {offset}"
 
+    def describe_merged(self, start, stop):
+        return f"copies {start} to {stop - 1}"
+
     def row(self, index, offset=0):
         return 1000 * index + offset
 
@@ -145,12 +151,12 @@ def test_a_part_says_what_the_whole_says():
     owner = object()
     copies = copies_of(SIZES, owners=(owner,), producer_streams=(7,), origin=Numbers())
     for parts in (
-        by_length(copies, 2),
-        (take(copies, np.arange(3)), take(copies, np.arange(3, 6))),
+        by_size(copies, 2),
+        (copies.select(np.arange(3)), copies.select(np.arange(3, 6))),
     ):
         second = parts[1]
-        assert second.owners == (owner,)
-        assert second.producer_streams == (7,)
+        assert second.ends.owners == (owner,)
+        assert second.ends.producer_streams == (7,)
         assert second.origin.describe(1) == "copy 4, byte None"
         assert second.origin.describe(1, 30) == "copy 4, byte 30"
         assert (second.origin.row(1), second.origin.row(1, 30)) == (4000, 4030)
@@ -163,24 +169,28 @@ def test_neighbours_are_merged_but_not_over_the_end_of_an_allocation(lower_first
     sources = (one, two) if lower_first else (two, one)
     starts = column([0, 64, 128, 192, 320])
     dst = starts + np.uint64(5 * MIB)
-    copies = Copies(dst, starts, 64, sources, (DEVICE,), origin=Numbers(), mergeable=True)
-    together = merged(copies)
+    origin = Selected(Numbers(), range(5), others_run=True)
+    copies = make_copies(dst, starts, 64, sources, (DEVICE,), origin=origin, mergeable=True)
+    together = copies.coalesced()
     assert together.src.tolist() == [0, 128, 320]
     assert together.sizes.tolist() == [128, 128, 64]
     more = ", merged with the 1 copy after it"
-    words = [copies.describe(0) + more, copies.describe(2) + more, copies.describe(4)]
-    assert [together.describe(i) for i in range(3)] == words
-    assert together.origin.row(1, 70) == copies.origin.row(2, 70)
-    assert (together.sources, together.destinations) == (sources, (DEVICE,))
-    alone = take(copies, np.array([4, 0, 2]))
+    words = [origin.describe(0) + more, origin.describe(2) + more, origin.describe(4)]
+    assert [together.origin.describe(i) for i in range(3)] == words
+    assert together.origin.row(1, 63) == copies.origin.row(2, 63)
+    assert together.origin.row(1, 70) == copies.origin.row(3, 6)
+    assert together.origin.describe(1, 70) == copies.origin.describe(3, 6)
+    assert (together.ends.sources, together.ends.destinations) == (sources, (DEVICE,))
+    alone = copies.select(np.array([4, 0, 2]))
     assert alone.uniform == 64
-    assert merged(alone) is alone
-    assert len(merged(Copies(dst, starts, 64))) == 5  # known to have none that are not merged yet
+    assert alone.coalesced() is alone
+    known = make_copies(dst, starts, 64)  # to have none that are not merged yet
+    assert len(known.coalesced()) == 5
 
 
 def test_merged_copies_of_different_lengths_keep_what_they_need():
     owner, starts = object(), column([0, 96, 128, 320])
-    copies = Copies(
+    copies = make_copies(
         starts + np.uint64(5 * MIB),
         starts,
         column([96, 32, 64, 16]),
@@ -190,7 +200,7 @@ def test_merged_copies_of_different_lengths_keep_what_they_need():
         producer_streams=(7,),
         mergeable=True,
     )
-    together = merged(copies)
+    together = copies.coalesced()
     assert together.src.tolist() == [0, 320]
     assert together.sizes.tolist() == [192, 16]
-    assert (together.owners, together.producer_streams) == ((owner,), (7,))
+    assert (together.ends.owners, together.ends.producer_streams) == ((owner,), (7,))

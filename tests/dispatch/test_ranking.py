@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
+from numba_swap.device.devices import devices_of
+from numba_swap.device.tuning import DEFAULT_TUNING
+from numba_swap.dispatch.conditions import Capabilities, Conditions
+from numba_swap.dispatch.cost_model import CostModel, ModeCost, Workload
 from numba_swap.dispatch.ranking import choose
 from numba_swap.dispatch.settings import Mode
 
@@ -104,12 +108,12 @@ def test_kernel_refuses_pageable_memory():
 
 
 def test_kernel_that_cannot_be_compiled_is_a_reason(monkeypatch):
-    from numba_swap.modes.kernel import loading
+    from numba_swap.modes.kernel.compilers import simulator
 
     def fail(library, name):
         raise OSError("no nvrtc here")
 
-    monkeypatch.setattr(loading, "_register", fail)
+    monkeypatch.setattr(simulator, "register", fail)
     with ns.simulate(driver_version=(12, 4)) as gpu:
         decision = plan_between(gpu, "pinned", "device").explain()
     assert decision.mode is Mode.LOOP
@@ -117,17 +121,19 @@ def test_kernel_that_cannot_be_compiled_is_a_reason(monkeypatch):
 
 
 def test_kernel_refuses_another_devices_memory():
+    from numba_swap.copies.copies import Ends
     from numba_swap.device.memory import Allocation, MemoryKind
-    from numba_swap.modes.kernel.launch import _unreachable
+    from numba_swap.modes.kernel.launch import why_not
 
-    with ns.simulate() as gpu:
-        for allocation, word in (
-            (Allocation(1, 9, MemoryKind.DEVICE, 1, 0), "device 1"),
-            (Allocation(1, 9, MemoryKind.PINNED, 0, 4096), "another address"),
-            (Allocation(1, 9, MemoryKind.PINNED, 0, None), "another address"),
-        ):
-            assert word in _unreachable(gpu.driver, allocation, 0)
-        assert _unreachable(gpu.driver, Allocation(1, 9, MemoryKind.DEVICE, 0, 0), 0) is None
+    here = Allocation(1, 9, MemoryKind.DEVICE, 0, 0)
+    for allocation, word in (
+        (Allocation(1, 9, MemoryKind.DEVICE, 1, 0), "device 1"),
+        (Allocation(1, 9, MemoryKind.PINNED, 0, 4096), "another address"),
+        (Allocation(1, 9, MemoryKind.PINNED, 0, None), "another address"),
+    ):
+        assert word in why_not(Ends.of((here, allocation), (here,)), conditions())
+        assert word in why_not(Ends.of((here,), (here, allocation)), conditions())
+    assert why_not(Ends.of((here,), (here,)), conditions()) is None
 
 
 def test_captured_stream_never_gets_a_batch():
@@ -166,18 +172,18 @@ def test_choice_asks_no_further_than_needed():
 def test_warm_up_loads_the_kernels_where_there_can_be_any(version, loaded):
     with ns.simulate(driver_version=version) as gpu:
         ns.warm_up()
-        assert len(gpu.driver.kernels) == loaded
+        assert len(devices_of(gpu.driver)[0].kernels) == loaded
         with ns.override(driver_version=(11, 4)):
             ns.warm_up()
 
 
 def test_warm_up_says_what_is_wrong_with_the_compiler(monkeypatch):
-    from numba_swap.modes.kernel import loading
+    from numba_swap.modes.kernel.compilers import simulator
 
     def fail(library, name):
         raise OSError("no nvrtc here")
 
-    monkeypatch.setattr(loading, "_register", fail)
+    monkeypatch.setattr(simulator, "register", fail)
     with ns.simulate(), pytest.raises(ns.ModeUnavailableError, match="no nvrtc here"):
         ns.warm_up()
 
@@ -188,155 +194,38 @@ INF = float("inf")
 
 
 def cost(start=0.0, copy=(0.0,) * 4, megabyte=(0.0,) * 4, fork=0.0, full_blocks=0.0):
-    from numba_swap.dispatch.cost_model import Cost
-
-    return Cost(start, fork, copy, megabyte, full_blocks)
+    return ModeCost(start, fork, copy, megabyte, full_blocks)
 
 
 def costs(loop=None, batch=None, kernel=None):
-    from numba_swap.dispatch.cost_model import Costs
-
-    return Costs({"h2d": (loop, batch, kernel)}, "a made machine")
+    modes = {Mode.LOOP: loop, Mode.BATCH: batch, Mode.KERNEL: kernel}
+    known = {mode: cost for mode, cost in modes.items() if cost is not None}
+    return CostModel({"h2d": known}, "a made machine")
 
 
 def load(*terms):
-    from numba_swap.dispatch.cost_model import Load
-
-    return Load("h2d", terms, sum(n for _, n, _ in terms), sum(n for _, _, n in terms))
+    return Workload("h2d", terms, sum(n for _, n, _ in terms), sum(n for _, _, n in terms))
 
 
-def situation(**changes):
-    from numba_swap.dispatch.ranking import Situation
-
-    plain = Situation(ns.DriverVersion(13, 0), False, 0, 1, False, 0)
-    return plain._replace(**changes)
-
-
-def decision(**changes):
-    plain = ns.Decision(Mode.LOOP, ns.DriverVersion(12, 4), ns.Direction.H2D, 3, 192)
-    return plain._replace(**changes)
-
-
-def test_situation_says_what_it_is():
-    assert situation().driver_words == "driver 13.0"
-    assert situation(pretended=True).driver_words == "driver 13.0 (pretended)"
-    assert situation().may_fork
-    assert situation(policy=ns.Policy.OVERLAP).may_fork
-    assert not situation(policy=ns.Policy.LATENCY).may_fork
-    assert not situation(capturing=True).may_fork
-    assert (situation().lane, situation().duplex) == (0, False)
-
-
-@pytest.mark.parametrize(
-    ("us", "words"),
-    [
-        (0.6, "1 us"),
-        (9_994, "9994 us"),
-        (9_994.4, "9994 us"),
-        (9_995, "10.0 ms"),
-        (12_340, "12.3 ms"),
-        (99_949, "99.9 ms"),
-        (99_950, "0.10 s"),
-        (12_345_678, "12.35 s"),
-    ],
-)
-def test_times_in_words(us, words):
-    from numba_swap.dispatch.ranking import in_words
-
-    assert in_words(us) == words
-
-
-def test_reasons():
-    ranked = ((5.0, Mode.BATCH), (7.0, Mode.LOOP), (INF, Mode.KERNEL))
-    plain = decision(ranked=ranked)
-    assert plain.reason == "predicted: batch 5 us, loop 7 us"
-    hasty = plain._replace(policy=ns.Policy.LATENCY)
-    assert hasty.reason == "for latency, predicted: batch 5 us, loop 7 us"
-    blocked = plain._replace(rejected={Mode.BATCH: "too old", Mode.KERNEL: "too far"})
-    assert blocked.reason == f"{plain.reason}, but no batch: too old; no kernel: too far; so loop"
-    asked = plain._replace(forced_by="override")
-    assert asked.reason == "forced by override"
-    assert asked.forced is True
-    assert plain.forced is False
-    assert asked._replace(note="nothing to copy").reason == "nothing to copy"
-
-
-def test_decisions_as_text():
-    assert str(decision(note="so")) == (
-        "loop for 3 copies, 192 bytes, host to device, driver 12.4: so"
+def capabilities(**changes):
+    return Capabilities(
+        **{"version": ns.DriverVersion(13, 0), "pretended": False, "lookups": {}} | changes
     )
-    assert str(decision(note="so", copies=1, simulated=True)) == (
-        "loop for 1 copy, 192 bytes, host to device, simulated driver 12.4: so"
-    )
-    parts = tuple(decision(mode=mode) for mode in (Mode.KERNEL, Mode.BATCH, Mode.KERNEL))
-    several = decision(mode=Mode.BATCH, parts=parts, note="so")
-    assert several.modes == (Mode.KERNEL, Mode.BATCH)
-    assert str(several).startswith("kernel and batch for 3 copies")
-    assert decision().modes == (Mode.LOOP,)
 
 
-def test_predicted_time_of_a_decision():
-    ranked = ((5.0, Mode.BATCH), (7.0, Mode.LOOP), (INF, Mode.KERNEL))
-    assert decision(ranked=ranked).predicted_us == 7.0
-    assert decision(ranked=ranked, mode=Mode.KERNEL).predicted_us is None
-    assert decision().predicted_us is None
-    known, unknown = decision(ranked=ranked), decision()
-    assert decision(ranked=ranked, parts=(known, known)).predicted_us == 14.0
-    assert decision(ranked=ranked, parts=(known, unknown)).predicted_us is None
-    back = known._replace(direction=ns.Direction.D2H, ranked=((5.0, Mode.LOOP),))
-    both = decision(parts=(known, back, back))
-    assert both.predicted_us == 10.0  # the two directions side by side
-    assert both._replace(at_once=False).predicted_us == 17.0
-    assert both.reason == (
-        "at once: host to device, predicted: batch 5 us, loop 7 us; "
-        "device to host, predicted: loop 5 us; device to host, predicted: loop 5 us"
-    )
-    assert both._replace(at_once=False).reason.startswith("one after another: host to device, ")
+def conditions(**changes):
+    return Conditions(capabilities(), **changes)
 
 
-def test_table_of_an_explained_decision():
-    estimates = (
-        ns.Estimate(Mode.BATCH, 5.0, "too old"),
-        ns.Estimate(Mode.LOOP, 12_340.0, None),
-        ns.Estimate(Mode.KERNEL, INF, None),
-    )
-    text = decision(estimates=estimates, note="so", costs_source="a made machine").table()
-    assert text.splitlines() == [
-        "loop for 3 copies, 192 bytes, host to device, driver 12.4: so",
-        "",
-        "mode    predicted  chosen  why not",
-        "batch   -                  too old",
-        "loop    12.3 ms    yes",
-        "kernel  -",
-        "",
-        "predicted from a made machine",
-    ]
-
-
-def test_table_of_a_decision_that_was_not_explained():
-    ranked = ((5.0, Mode.BATCH), (7.0, Mode.LOOP))
-    text = decision(ranked=ranked, rejected={Mode.BATCH: "too old"}, note="so").table()
-    assert text.splitlines()[2:] == [
-        "mode   predicted  chosen  why not",
-        "loop   7 us       yes",
-        "batch  -                  too old",
-    ]
-
-
-def test_table_of_parts():
-    known = decision(mode=Mode.KERNEL, ranked=((7.0, Mode.KERNEL),), copies=1, nbytes=64)
-    text = decision(parts=(known, decision(mode=Mode.BATCH)), note="so").table()
-    assert text.splitlines()[2:] == [
-        "mode    predicted  chosen  why not",
-        "kernel  -          yes",
-        "batch   -          yes",
-        "",
-        "at once:",
-        "  kernel, 1 copy, 64 bytes, host to device, 7 us",
-        "  batch, 3 copies, 192 bytes, host to device",
-    ]
-    text = decision(parts=(known, known), at_once=False, note="so").table()
-    assert "\none after another:\n" in text
+def test_conditions_say_what_they_are():
+    assert capabilities().driver_words == "driver 13.0"
+    assert capabilities(pretended=True).driver_words == "driver 13.0 (pretended)"
+    assert conditions().may_use_private_streams
+    assert conditions(policy=ns.Policy.OVERLAP).may_use_private_streams
+    assert not conditions(policy=ns.Policy.LATENCY).may_use_private_streams
+    assert not conditions(capturing=True).may_use_private_streams
+    assert (conditions().beside, conditions().duplex) == (False, False)
+    assert not conditions().shares_engines
 
 
 @pytest.mark.parametrize(
@@ -352,9 +241,9 @@ def test_table_of_parts():
     ],
 )
 def test_thread_blocks_that_a_policy_allows(policy, direction, asked, blocks):
-    from numba_swap.dispatch.ranking import policy_blocks
+    from numba_swap.dispatch.ranking import block_limit
 
-    assert policy_blocks(ns.Policy(policy), ns.Direction(direction), asked) == blocks
+    assert block_limit(DEFAULT_TUNING, ns.Policy(policy), ns.Direction(direction), asked) == blocks
 
 
 def test_rank_is_by_predicted_time():
@@ -362,22 +251,22 @@ def test_rank_is_by_predicted_time():
 
     flat = costs(cost(3.0), cost(2.0, fork=2.0), cost(1.0, megabyte=(1e6,) * 4, full_blocks=8.0))
     little = load((0, 10, 1))
-    assert rank(flat, little, situation()) == (
+    assert rank(flat, little, conditions()) == (
         (2.0, Mode.BATCH),
         (2.0, Mode.KERNEL),
         (3.0, Mode.LOOP),
     )
-    assert rank(flat, little, situation(max_blocks=2))[2] == (5.0, Mode.KERNEL)
+    assert rank(flat, little, conditions(max_blocks=2))[2] == (5.0, Mode.KERNEL)
     much = load((3, 64, 1 << 20))  # spread over private streams, where those may be used
-    assert (4.0, Mode.BATCH) in rank(flat, much, situation())
-    assert (2.0, Mode.BATCH) in rank(flat, much, situation(policy=ns.Policy.LATENCY))
-    assert (2.0, Mode.BATCH) in rank(flat, much, situation(capturing=True))
+    assert (4.0, Mode.BATCH) in rank(flat, much, conditions())
+    assert (2.0, Mode.BATCH) in rank(flat, much, conditions(policy=ns.Policy.LATENCY))
+    assert (2.0, Mode.BATCH) in rank(flat, much, conditions(capturing=True))
 
 
 def test_rank_keeps_the_mode_that_uses_least_first_where_times_are_equal():
     from numba_swap.dispatch.ranking import rank
 
-    order = [mode for _, mode in rank(costs(cost(2), cost(2), cost(2)), load(), situation())]
+    order = [mode for _, mode in rank(costs(cost(2), cost(2), cost(2)), load(), conditions())]
     assert order == [Mode.LOOP, Mode.BATCH, Mode.KERNEL]
 
 
@@ -385,7 +274,7 @@ def test_rank_where_both_directions_of_a_link_are_busy():
     from numba_swap.dispatch.ranking import rank
 
     ranked = rank(
-        costs(cost(1.0), cost(100.0), cost(10.0)), load((0, 10, 1)), situation(duplex=True)
+        costs(cost(1.0), cost(100.0), cost(10.0)), load((0, 10, 1)), conditions(duplex=True)
     )
     assert ranked == ((12.0, Mode.LOOP), (14.0, Mode.KERNEL), (100.0, Mode.BATCH))
 
@@ -397,66 +286,69 @@ def test_overlap_is_patient_with_copy_engines(kernel_us, first):
     from numba_swap.dispatch.ranking import rank
 
     prices = costs(cost(20.0), cost(10.0), cost(kernel_us))
-    ranked = rank(prices, load((0, 1, 1)), situation(policy=ns.Policy.OVERLAP))
+    ranked = rank(prices, load((0, 1, 1)), conditions(policy=ns.Policy.OVERLAP))
     assert ranked[0][1] is first
     assert (kernel_us, Mode.KERNEL) in ranked  # what is said is the predicted time itself
-    assert rank(prices, load((0, 1, 1)), situation())[0][1] is Mode.KERNEL
+    assert rank(prices, load((0, 1, 1)), conditions())[0][1] is Mode.KERNEL
 
 
 def test_split_gives_each_length_to_what_is_better_at_it():
-    from numba_swap.dispatch.ranking import best_split
+    from numba_swap.dispatch.ranking import split_by_size
 
     # By hand, in us a copy: the kernel is good below class 2, the batch from there on.
     prices = costs(
         cost(5000.0), cost(copy=(10.0, 10.0, 1.0, 1.0)), cost(copy=(1.0, 1.0, 10.0, 10.0))
     )
     mixed = load((0, 100, 1), (1, 100, 1), (2, 100, 1), (3, 100, 1))
-    assert best_split(prices, mixed, situation()) == (2, 400.0)
-    assert best_split(prices, load((0, 100, 1), (3, 100, 1)), situation()) == (1, 200.0)
-    assert best_split(prices, load((2, 100, 1)), situation()) is None
+    assert split_by_size(prices, mixed, conditions()) == (2, 400.0)
+    assert split_by_size(prices, load((0, 100, 1), (3, 100, 1)), conditions()) == (1, 200.0)
+    assert split_by_size(prices, load((2, 100, 1)), conditions()) is None
     # One mode that is good at everything is not worth beating by less than a hundredth.
     for loop_us, split in ((405.0, (2, 400.0)), (403.0, None)):
         assert (
-            best_split(
-                prices._replace(routes={"h2d": (cost(loop_us), *prices.routes["h2d"][1:])}),
+            split_by_size(
+                prices._replace(routes={"h2d": {**prices.routes["h2d"], Mode.LOOP: cost(loop_us)}}),
                 mixed,
-                situation(),
+                conditions(),
             )
             == split
         )
     # The best of all begins in the highest class.
     late = costs(cost(5000.0), cost(copy=(10.0, 10.0, 10.0, 1.0)), cost(copy=(1.0, 1.0, 1.0, 10.0)))
-    assert best_split(late, mixed, situation()) == (3, 400.0)
+    assert split_by_size(late, mixed, conditions()) == (3, 400.0)
 
 
 def test_split_knows_of_a_limit_of_thread_blocks():
-    from numba_swap.dispatch.ranking import best_split
+    from numba_swap.dispatch.ranking import split_by_size
 
     kernel = cost(megabyte=(1e6,) * 4, full_blocks=8.0)
     prices = costs(cost(INF), cost(copy=(10.0, 10.0, 10.0, 1.0)), kernel)
     mixed = load((0, 10, 10), (3, 10, 100))
-    assert best_split(prices, mixed, situation()) == (1, 20.0)
-    assert best_split(prices, mixed, situation(max_blocks=4)) == (1, 30.0)
+    assert split_by_size(prices, mixed, conditions()) == (1, 20.0)
+    assert split_by_size(prices, mixed, conditions(max_blocks=4)) == (1, 30.0)
     # Two blocks make the kernel slow enough for the batch alone to win.
-    assert best_split(prices, mixed, situation(max_blocks=1)) == (1, 90.0)
-    assert best_split(costs(cost(INF), cost(80.0), kernel), mixed, situation(max_blocks=1)) is None
+    assert split_by_size(prices, mixed, conditions(max_blocks=1)) == (1, 90.0)
     assert (
-        best_split(costs(cost(115.0), cost(90.0), kernel), mixed, situation(max_blocks=8)) is None
+        split_by_size(costs(cost(INF), cost(80.0), kernel), mixed, conditions(max_blocks=1)) is None
+    )
+    assert (
+        split_by_size(costs(cost(115.0), cost(90.0), kernel), mixed, conditions(max_blocks=8))
+        is None
     )
     # What the kernel would do without the limit is no reason against a split.
     quick = kernel._replace(megabyte_us=(1e6, 1e6, 1e6, 1e5))
     prices = costs(cost(INF), cost(copy=(10.0, 10.0, 10.0, 1.0)), quick)
-    assert best_split(prices, mixed, situation(max_blocks=1)) == (1, 90.0)
-    assert best_split(prices, mixed, situation()) is None
+    assert split_by_size(prices, mixed, conditions(max_blocks=1)) == (1, 90.0)
+    assert split_by_size(prices, mixed, conditions()) is None
 
 
 def test_split_has_to_save_more_than_a_hundredth():
-    from numba_swap.dispatch.ranking import best_split
+    from numba_swap.dispatch.ranking import split_by_size
 
     rest = cost(copy=(1000.0,) * 3 + (50.0,)), cost(copy=(49.0,) + (1000.0,) * 3)
     pair = load((0, 1, 1), (3, 1, 1))
-    assert best_split(costs(cost(100.0), *rest), pair, situation()) is None
-    assert best_split(costs(cost(100.1), *rest), pair, situation()) == (1, 99.0)
+    assert split_by_size(costs(cost(100.0), *rest), pair, conditions()) is None
+    assert split_by_size(costs(cost(100.1), *rest), pair, conditions()) == (1, 99.0)
 
 
 def test_a_choice_that_fails_tells_why():

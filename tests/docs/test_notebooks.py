@@ -19,17 +19,20 @@ from pathlib import Path
 
 import pytest
 
-from numba_swap.tools.bench.ab.analysis import report
-from numba_swap.tools.bench.ab.analysis.effects import Verdict
-from numba_swap.tools.bench.ab.spec.units import KIB
+from numba_swap import ab
 
+KIB = 1024
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TOOLS = runpy.run_path(str(ROOT / "notebooks" / "_execute.py"))
 # The notebooks that ask real driver libraries, and read their headers.
 OF_THE_MUSEUM = {"1_one_name_two_abis", "2_two_crashes_and_a_cure"}
 # What the notebooks read beside themselves.
-BESIDE = ["tests/museum/facts.json", "scripts/fetch_drivers"]
+BESIDE = [
+    "tests/museum/facts.json",
+    "scripts/fetch_drivers",
+    "numba_swap/dispatch/data/reference_costs.json",
+]
 # Tag of a cell whose output depends on installed versions, or on wording that is not fixed.
 VOLATILE = "volatile"
 
@@ -75,7 +78,7 @@ def test_what_prints_or_draws_has_an_output(notebook):
         unindented = [line for line in source.splitlines() if re.match(r"\w", line)]
         printed = "print(" in source
         shown = unindented[-1].startswith("museum.") or unindented[-1].isidentifier()
-        drawn = "pictures.draw_" in source or "plots.draw_" in source
+        drawn = "pictures.draw_" in source or "ab.draw_" in source
         assert not printed or "stdout" in kinds(cell), source
         assert not shown or "text/plain" in kinds(cell), source
         assert not drawn or "image/png" in kinds(cell), source
@@ -235,20 +238,20 @@ def test_the_grid_is_whole_and_measured(grid):
 
 
 def test_the_control_of_the_grid_is_same(grid):
-    summaries = report.summarise(grid)
-    assert report.control_of(summaries, grid.seed).verdict is Verdict.SAME
+    summaries = ab.summarise(grid)
+    assert ab.control_of(summaries, grid.seed).verdict is ab.Verdict.SAME
     assert sum(summary.stable for summary in summaries) > 0.8 * len(summaries)
 
 
 def test_a_planted_slowdown_is_found_and_a_small_one_is_not_called(measured):
     planted = measured.load("ab_planted_h200.json")
-    summaries = report.summarise(planted)
+    summaries = ab.summarise(planted)
     assert {summary.case.direction for summary in summaries} == {"h2d", "d2h"}
     for summary in summaries:
         verdicts = {arm.arm: arm.effect.verdict for arm in summary.arms if arm.effect}
         assert summary.stable
-        assert verdicts["auto:plant=5%"] is Verdict.SLOWER
-        assert verdicts["auto:plant=0.5%"] not in (Verdict.SLOWER, Verdict.FASTER)
+        assert verdicts["auto:plant=5%"] is ab.Verdict.SLOWER
+        assert verdicts["auto:plant=0.5%"] not in (ab.Verdict.SLOWER, ab.Verdict.FASTER)
 
 
 def gains(measured, grid, times, direction, block_bytes, least=0):
@@ -311,10 +314,10 @@ def test_the_tiles_of_notebook_4_are_best_moved_by_the_kernel(measured, times):
 
 def test_the_live_run_goes_through_the_motions(measured):
     """Its cells need a GPU; what they do with its result does not."""
-    options = {"sample_ns": 1000, "most_arm_ns": 10**12, "span_bytes": 4 * KIB}
+    method = ["--sample-ms", "0.001", "--most-arm-s", "1000", "--span", "4KiB"]
     for version, modes in (("13.0", measured.MODES), ("11.4", ("loop",))):
         result = measured.measure_here(
-            ["h2d", "d2h"], [64], [4], 60.0, simulated_version=version, **options
+            ["h2d", "d2h"], [64], [4], 60.0, *method, "--simulate", version
         )
         found = measured.times_of(result)
         assert len(found) == 2

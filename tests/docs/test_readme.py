@@ -8,7 +8,7 @@ import pytest
 
 import numba_swap as ns
 from numba_swap.dispatch.calibration import reference_costs
-from numba_swap.dispatch.cost_model import route_key, uniform_load
+from numba_swap.dispatch.cost_model import route_key, uniform_workload
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 KIB, MIB = 1 << 10, 1 << 20
@@ -27,7 +27,9 @@ def table_of_modes():
         for words, size in SIZES.items():
             cells = []
             for count in COUNTS:
-                ranked = reference_costs().predict(uniform_load(route_key(direction), count, size))
+                ranked = reference_costs().predict(
+                    uniform_workload(route_key(direction), count, size)
+                )
                 cells.append(str(min(ranked)[1]))
             yield f"| {words}, {direction} | {' | '.join(cells)} |"
 

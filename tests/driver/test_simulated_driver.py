@@ -11,6 +11,7 @@ from ctypes import byref, c_bool, c_int, c_size_t, c_uint, c_uint64, c_void_p
 import numpy as np
 import pytest
 
+from numba_swap.device.devices import devices_of
 from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import current_driver
@@ -31,6 +32,11 @@ def gpu():
     with simulate() as simulated:
         simulated.driver.current_context()
         yield simulated
+
+
+def context_of(driver):
+    """What is kept for the calling thread's context; device 0's if it has none yet."""
+    return devices_of(driver).context(driver.current_context())
 
 
 def address(array):
@@ -200,14 +206,16 @@ def test_contexts_belong_to_threads():
         driver._cuCtxGetCurrent(byref(context))
         seen.append(context.value)
         with driver.activate(second):
-            seen.append(driver.context_device(second))
+            seen.append(driver.current_device())
+            seen.append(devices_of(driver).context(second).device.ordinal)
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
-    assert seen == [None, 1]
-    assert driver.context_device(first) == 0
+    assert seen == [None, 1, 1]
     assert driver.current_context() == first != second
+    assert driver.current_device() == 0
+    assert devices_of(driver).context(first).device.ordinal == 0
     assert driver._cuCtxSetCurrent(POISON) == 201
     assert driver._cuDevicePrimaryCtxRetain(byref(c_void_p()), 2) == 101
     stream = driver.create_stream()
@@ -526,9 +534,7 @@ def test_a_missing_fence_shows(gpu, fenced):
     source, middle, target = filled(gpu, 7), zeros(gpu), zeros(gpu)
     copy(gpu, middle, source, producer)
     if fenced:
-        gpu.driver.pools.order(
-            gpu.driver.current_context(), before=producer.handle, after=consumer.handle
-        )
+        context_of(gpu.driver).wait_for(before=producer.handle, after=consumer.handle)
     copy(gpu, target, middle, consumer)
     consumer.synchronize()
     assert (peek(target) == (7 if fenced else 0)).all()
@@ -613,12 +619,12 @@ def test_event_query_runs_the_work_after_saying_not_ready(gpu):
 
 def test_long_chains_do_not_recurse(gpu):
     one, two = gpu.stream(), gpu.stream()
-    context = gpu.driver.current_context()
+    context = context_of(gpu.driver)
     ran = []
     for i in range(3000):
         gpu.library.enqueue(one.handle, lambda i=i: ran.append(i))
-        gpu.driver.pools.order(context, before=one.handle, after=two.handle)
-        gpu.driver.pools.order(context, before=two.handle, after=one.handle)
+        context.wait_for(before=one.handle, after=two.handle)
+        context.wait_for(before=two.handle, after=one.handle)
     two.synchronize()
     assert ran == list(range(3000))
 
@@ -677,12 +683,12 @@ def test_batch_vanishes_from_a_capture(gpu):
 
 
 def test_capture_spreads_over_fences(gpu):
-    stream, context = gpu.stream(), gpu.driver.current_context()
+    stream, context = gpu.stream(), context_of(gpu.driver)
     source, middle, target = filled(gpu, 7), zeros(gpu), zeros(gpu)
     gpu.library.begin_capture(stream.handle)
     copy(gpu, middle, source, stream)
-    (side,) = gpu.driver.pools.side_streams(context, 1)
-    with gpu.driver.pools.fenced(context, stream.handle, [side], list):
+    (side,) = context.private_streams(1)
+    with context.fork_join(stream.handle, [side], list):
         assert gpu.driver.probe(side)[2]
         copy(gpu, target, middle, side)
     graph = gpu.library.end_capture(stream.handle)
@@ -784,7 +790,8 @@ def test_library_is_collectable():
     library = SimulatedLibrary()
     driver = Driver(library)
     driver.current_context()
-    driver.pools.take_buffer(100)
+    devices_of(driver).host_buffers.take(100)
+    context_of(driver).take_buffer(100)
     gone = weakref.ref(library)
     del library, driver
     gc.collect()
@@ -792,7 +799,7 @@ def test_library_is_collectable():
 
 
 def test_threads_share_one_driver(gpu):
-    context = gpu.driver.current_context()
+    context = context_of(gpu.driver)
     errors = []
 
     def work(value):
@@ -803,10 +810,10 @@ def test_threads_share_one_driver(gpu):
             for _ in range(50):
                 target.copy_to_device(0, stream)
                 copy(gpu, target, source, stream)
-                event = gpu.driver.pools.take_event(context)
+                event = context.take_event()
                 gpu.driver.record_event(event, stream.handle)
                 gpu.driver.synchronize_event(event)
-                gpu.driver.pools.give_event(context, event)
+                context.give_event(event)
                 assert (peek(target) == value).all()
         except BaseException as error:
             errors.append(error)
@@ -922,7 +929,7 @@ def test_arrays_outlive_the_simulation():
     assert gone() is None
 
 
-# -- what `Driver`, its entry points and its pools promise ---------------------------------------
+# -- what `Driver`, its entry points and what is kept for contexts promise -----------------------
 
 
 @pytest.mark.parametrize(
@@ -943,9 +950,11 @@ def test_arrays_outlive_the_simulation():
     ],
 )
 def test_answers_to_look_ups(changes, words):
-    from numba_swap.driver.entry_points import Answer
+    from numba_swap.driver.entry_points import LookupResult
 
-    answer = Answer(**{"name": "cuX", "version": 1, "code": 0, "address": 1, "status": 0} | changes)
+    answer = LookupResult(
+        **{"name": "cuX", "version": 1, "code": 0, "address": 1, "status": 0} | changes
+    )
     assert answer.explanation == words
     assert answer.found is (words == "found")
 
@@ -965,10 +974,10 @@ class LookUp:
         self.function = ctypes.CFUNCTYPE(c_int, ctypes.POINTER(c_int))(get_version)
 
     def ask(self, name, version):
-        from numba_swap.driver.entry_points import Answer
+        from numba_swap.driver.entry_points import LookupResult
 
         address = ctypes.cast(self.function, c_void_p).value
-        return Answer(name, version, 0, self.answers.get(name, address), 0)
+        return LookupResult(name, version, 0, self.answers.get(name, address), 0)
 
 
 def test_entry_points_that_the_driver_is_too_old_for():
@@ -1015,7 +1024,8 @@ def test_driver_object_before_and_after_its_first_use():
     assert driver.library.calls["cuCtxSetCurrent"] == 1
     assert driver.library.calls["cuDevicePrimaryCtxRetain"] == 1
     for _ in range(2):
-        assert driver.context_device(driver.current_context()) == 0
+        assert context_of(driver).device is devices_of(driver)[0]
+        assert context_of(driver).device.ordinal == 0
     assert driver.library.calls["cuCtxGetDevice"] == 1
 
 
@@ -1066,14 +1076,17 @@ def test_contexts_that_cannot_be_had(function):
     with pytest.raises(DriverCallError) as error:
         driver.current_context()
     assert error.value.function == function
-    driver.current_context()
-    assert driver.primary_context(0) == driver.primary_context(0)
-    retained = 2 if function == "cuDevicePrimaryCtxRetain" else 1  # the one that failed too
-    assert library.calls["cuDevicePrimaryCtxRetain"] == retained
-    library.faults.add(Fault("cuCtxGetDevice", 1))
-    with pytest.raises(DriverCallError) as error:
-        driver.context_device(driver.primary_context(0))
-    assert error.value.function == "cuCtxGetDevice"
+    current = driver.current_context()
+    assert library.calls["cuDevicePrimaryCtxRetain"] == 2  # the one that failed too
+    device = devices_of(driver)[0]
+    assert device.primary_context == device.primary_context == current
+    assert library.calls["cuDevicePrimaryCtxRetain"] == 3  # whoever keeps it retains it once
+    library.faults.add(Fault("cuCtxGetDevice", 1, times=2))
+    for ask in (driver.current_device, lambda: devices_of(driver).context(current)):
+        with pytest.raises(DriverCallError) as error:
+            ask()
+        assert error.value.function == "cuCtxGetDevice"
+    assert devices_of(driver).context(current).device is device
 
 
 def test_unknown_codes_have_no_name(gpu):
@@ -1107,70 +1120,69 @@ def test_activating_puts_the_former_context_back():
     ("nbytes", "size"), [(1, 4096), (4096, 4096), (4097, 8192), (8192, 8192), (8193, 16384)]
 )
 def test_sizes_of_buffers(gpu, nbytes, size):
-    buffer = gpu.driver.pools.take_buffer(nbytes)
+    buffer = devices_of(gpu.driver).host_buffers.take(nbytes)
     assert 8 * len(buffer.words) == gpu.driver.pointer_info(buffer.address).nbytes == size
-    device = gpu.driver.pools.take_device_buffer(gpu.driver.current_context(), nbytes)
+    device = context_of(gpu.driver).take_buffer(nbytes)
     assert gpu.driver.pointer_info(device.address).nbytes == size
 
 
 def test_what_is_dropped_is_used_again(gpu):
-    driver, pools = gpu.driver, gpu.driver.pools
-    context = driver.current_context()
-    assert pools.spare_event(context) == 0
-    event = pools.take_event(context)
-    pools.give_event(context, event)
-    assert pools.take_event(context) == event
-    assert pools.spare_event(context) == 0
-    assert pools.spare_buffer(100) is None
-    first = pools.take_buffer(100)
+    context, buffers = context_of(gpu.driver), devices_of(gpu.driver).host_buffers
+    assert context.take_spare_event() == 0
+    event = context.take_event()
+    context.give_event(event)
+    assert context.take_event() == event
+    assert context.take_spare_event() == 0
+    assert buffers.of_size(100).take_spare() is None
+    assert buffers.of_size(100) is buffers.of_size(4096) is not buffers.of_size(4097)
+    first = buffers.take(100)
     address_of_first = first.address
-    assert pools.take_buffer(100).address != address_of_first  # both are in use
+    assert buffers.take(100).address != address_of_first  # both are in use
     del first
-    assert pools.spare_buffer(100).address == address_of_first
-    device = pools.take_device_buffer(context, 100)
+    assert buffers.of_size(100).take_spare().address == address_of_first
+    device = context.take_buffer(100)
     address_of_device = device.address
     del device
-    assert pools.take_device_buffer(context, 100).address == address_of_device
+    assert context.take_buffer(100).address == address_of_device
 
 
-def test_private_streams_of_lanes(gpu):
-    pools, context = gpu.driver.pools, gpu.driver.current_context()
-    own = pools.side_streams(context, 2)
-    assert pools.side_streams(context, 1) == own[:1]
-    assert pools.side_streams(context, 2, lane=0) == own
-    lane = pools.lane_stream(context, 1)
-    assert pools.lane_stream(context, 1) == lane
-    others = [lane, pools.lane_stream(context, 2), *pools.side_streams(context, 2, lane=1)]
+def test_private_streams_of_each_key(gpu):
+    context = context_of(gpu.driver)
+    own = context.private_streams(2)
+    assert context.private_streams(1) == own[:1]
+    assert context.private_streams(2, key=()) == own
+    (one,) = context.private_streams(1, "one")
+    assert context.private_streams(1, "one") == [one]
+    others = [one, *context.private_streams(1, "two"), *context.private_streams(2, ("one", "in"))]
     assert len({*own, *others}) == 6
     assert gpu.library.calls["cuStreamCreate"] == 6
 
 
 def test_fences_that_fail_give_their_events_back(gpu):
-    driver, pools = gpu.driver, gpu.driver.pools
-    context, stream = driver.current_context(), gpu.stream().handle
-    side = pools.side_streams(context, 1)
+    context, stream = context_of(gpu.driver), gpu.stream().handle
+    side = context.private_streams(1)
     lost = []
     for function in ("cuEventRecord", "cuStreamWaitEvent"):
         gpu.library.faults.add(Fault(function, 1))
         with pytest.raises(DriverCallError, match=function):
-            pools.order(context, stream, side[0])
+            context.wait_for(stream, side[0])
         gpu.library.faults.add(Fault(function, 1))
         with (
             pytest.raises(DriverCallError, match=function),
-            pools.fenced(context, stream, side, lambda: lost.append(1)),
+            context.fork_join(stream, side, lambda: lost.append(1)),
         ):
             pytest.fail("the work must not begin")
     assert lost == []
     gpu.library.faults.add(Fault("cuStreamWaitEvent", 1, call=2))
     with (
         pytest.raises(DriverCallError, match="cuStreamWaitEvent"),
-        pools.fenced(context, stream, side, lambda: lost.append(1)),
+        context.fork_join(stream, side, lambda: lost.append(1)),
     ):
         pass
     gpu.library.faults.add(Fault("cuStreamWaitEvent", 1, call=2))
     with (  # the first error is the one to be told
         pytest.raises(ZeroDivisionError),
-        pools.fenced(context, stream, side, lambda: lost.append(2)),
+        context.fork_join(stream, side, lambda: lost.append(2)),
     ):
         _ = 1 / 0
     assert lost == [1, 2]
@@ -1267,14 +1279,16 @@ def test_the_lowest_code_of_a_query_is_an_error_too(gpu):
 
 def test_events_belong_to_the_context_of_their_stream():
     driver = Driver(SimulatedLibrary(devices=2))
-    here, there = driver.current_context(), driver.primary_context(1)
+    here, other = context_of(driver), driver.primary_context(1)
+    with driver.activate(other):
+        there = context_of(driver)
     before, after = driver.library.create_stream(device=1), driver.create_stream()
     made, create = [], driver.create_event
     driver.create_event = lambda: made.append(driver.probe(0)[0]) or create()
-    driver.pools.order(here, before, after, there)
-    assert made == [there]
-    assert driver.probe(0)[0] == here
-    assert driver.pools.spare_event(here) == 0
-    assert driver.pools.spare_event(there) != 0
-    driver.pools.order(here, after, after)
-    assert made == [there, here]
+    here.wait_for(before, after, there)
+    assert made == [there.handle]
+    assert driver.probe(0)[0] == here.handle
+    assert here.take_spare_event() == 0
+    assert there.take_spare_event() != 0
+    here.wait_for(after, after)
+    assert made == [there.handle, here.handle]

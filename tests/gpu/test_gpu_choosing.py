@@ -5,10 +5,11 @@ import pytest
 from machines import RealGPU, capture, make_array, random_bytes, read_array, real_modes
 
 import numba_swap as ns
+from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, use_costs
-from numba_swap.dispatch.cost_model import ROUTES, Cost
+from numba_swap.dispatch.cost_model import ROUTES, ModeCost
+from numba_swap.dispatch.settings import Mode
 from numba_swap.driver.current import default_driver
-from numba_swap.swap.exchange import schedule, staging
 
 pytestmark = pytest.mark.gpu
 BLOCK = 8192
@@ -34,9 +35,8 @@ def rows_for(rng, count, sources, destinations):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("a_piece", [16, 100, 1 << 20])
 @pytest.mark.parametrize("what", ["refilled", "in place", "rotation", "random"])
-def test_exchange_with_conflicts(gpu, rng, monkeypatch, mode, a_piece, what):
-    monkeypatch.setattr(staging, "_STAGED_BYTES", a_piece * BLOCK)
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", a_piece * BLOCK)
+def test_exchange_with_conflicts(gpu, rng, tune, mode, a_piece, what):
+    tune(staged_bytes=a_piece * BLOCK, smallest_piece_bytes=a_piece * BLOCK)
     slots, blocks = 500, 1200
     before = random_bytes(rng, (slots, BLOCK)), random_bytes(rng, (blocks, BLOCK))
     device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
@@ -64,18 +64,19 @@ def test_exchange_with_conflicts(gpu, rng, monkeypatch, mode, a_piece, what):
 def made_costs():
     """Costs by which every call with short and long copies is split, until the test is over."""
     driver = default_driver()
-    device = driver.context_device(driver.current_context())
-    before = find_costs(driver, device)
+    driver.current_context()  # made, if the thread has none yet
+    device = devices_of(driver)[driver.current_device()]
+    before = find_costs(device)
     short, long = (1.0, 1.0, 1e3, 1e3), (1e3, 1e3, 1.0, 1.0)
     nothing = (0.0,) * 4
-    three = (
-        Cost(1e7, 0.0, nothing, nothing),
-        Cost(0.0, 0.0, long, nothing),
-        Cost(0.0, 0.0, short, nothing),
-    )
-    use_costs(driver, device, before._replace(routes=dict.fromkeys(ROUTES, three)))
+    three = {
+        Mode.LOOP: ModeCost(1e7, 0.0, nothing, nothing),
+        Mode.BATCH: ModeCost(0.0, 0.0, long, nothing),
+        Mode.KERNEL: ModeCost(0.0, 0.0, short, nothing),
+    }
+    use_costs(device, before._replace(routes=dict.fromkeys(ROUTES, three)))
     yield
-    use_costs(driver, device, before)
+    use_costs(device, before)
 
 
 @pytest.mark.skipif("batch" not in MODES, reason="the driver is capped below 12.8")

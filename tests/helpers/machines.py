@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
+from numba_swap.copies.copies import Copies, Ends
 from numba_swap.device import in_flight
 from numba_swap.dispatch.settings import DRIVER_VERSION_VARIABLE
 
@@ -166,6 +167,39 @@ def random_bytes(rng, shape, dtype=np.uint8) -> np.ndarray:
     dtype = np.dtype(dtype)
     count = int(np.prod(shape)) * dtype.itemsize
     return rng.integers(1, 256, count, dtype=np.uint8).view(dtype).reshape(shape)
+
+
+class NumberedRows:
+    """Where made-up copies come from: each is called by its number, and of no row."""
+
+    def describe(self, index, offset=None):
+        return f"copy {index}"
+
+    def describe_merged(self, start, stop):
+        return f"copies {start} to {stop - 1}"
+
+    def row(self, index, offset=0):
+        return None
+
+    def rows(self, count):
+        return None if count else ()
+
+
+def make_copies(
+    dst,
+    src,
+    size,
+    sources=(),
+    destinations=(),
+    *,
+    owners=(),
+    producer_streams=(),
+    origin=None,
+    **others,
+) -> Copies:
+    """Copies between made-up addresses; `others` are further arguments of `Copies`."""
+    ends = Ends.of(sources, destinations, owners, producer_streams)
+    return Copies(dst, src, size, ends, NumberedRows() if origin is None else origin, **others)
 
 
 # More examples than a CI run has time for, and other ones every time.

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from numba_swap.modes.kernel.launch import _split, _team_size
+from numba_swap.device.tuning import DEFAULT_TUNING
+from numba_swap.modes.kernel.table import _split, _tile_size
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,11 @@ print("right")
 
 
 @pytest.mark.parametrize(
-    ("mean", "team"),
+    ("mean", "tile"),
     [(1, 1), (16, 1), (17, 2), (64, 4), (128, 8), (512, 8), (1024, 16), (2048, 32), (1 << 20, 32)],
 )
-def test_team_size(mean, team):
-    assert _team_size(mean) == team
+def test_tile_size(mean, tile):
+    assert _tile_size(mean, DEFAULT_TUNING) == tile
 
 
 def test_long_copies_are_split_without_gap_or_overlap(rng):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from numba_swap.driver import abi
-from numba_swap.driver.entry_points import Answer
+from numba_swap.driver.entry_points import LookupResult
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.museum
@@ -129,7 +129,7 @@ def test_initialize_reports_the_missing_device(report, facts):
 )
 def test_found_takes_code_pointer_and_status_together(code, address, status, found):
     """Real answers to a cleared pointer break two of the rules at once; here each stands alone."""
-    assert Answer("cuInit", 2000, code, address, status).found is found
+    assert LookupResult("cuInit", 2000, code, address, status).found is found
 
 
 def test_table_covers_the_fetched_drivers(fetch_script):

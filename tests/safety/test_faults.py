@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from machines import examples, no_reaper
 
 import numba_swap as ns
+from numba_swap import native
 from numba_swap.device import in_flight
 from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.simulated import Fault, FaultPlan, SimulatedLibrary
 from numba_swap.errors import STICKY_CODES
-from numba_swap.swap import plan_cache
 
 MODES = ["batch", "loop", "kernel"]
 INVALID, MEMORY, ILLEGAL = 1, 2, 700
@@ -24,7 +24,7 @@ INVALID, MEMORY, ILLEGAL = 1, 2, 700
 
 @pytest.fixture
 def gpu():
-    plan_cache._recipes.clear()
+    ns.plan_cache.clear()
     with no_reaper(), ns.simulate() as gpu:
         gpu.driver.current_context()
         yield gpu
@@ -128,38 +128,32 @@ def test_an_index_that_is_none_is_never_used(gpu, faults, index):
     assert set(pair.written()) == set(range(2 * 4 + 2))
 
 
-def test_rows_in_another_order_are_told_by_their_own_numbers(gpu, faults, monkeypatch):
+def test_rows_in_another_order_are_told_by_their_own_numbers(gpu, faults, monkeypatch, tune):
     """Grouping by regions of host memory, here by blocks of 4096 bytes, reorders the rows."""
-    from numba_swap.copies import from_arrays as plan
-
-    monkeypatch.setattr(plan, "MANY_ROWS", 1)
-    monkeypatch.setattr(plan, "_LARGE_POOL_BYTES", 1)
-    monkeypatch.setattr(plan, "compiled", lambda: Sorting)
+    tune(group_rows=1, group_pool_bytes=1)
+    monkeypatch.setattr(native.rows, "place_rows", sorting(native.rows.place_rows))
     pair = Pair(gpu)
     order = np.argsort(pair.rows[:, 0])
     faults.add(Fault("cuMemcpyAsync", INVALID, call=4))
     error = fail(lambda: ns.swap_blocks(pair.src, pair.dst, pair.rows, mode="loop"))
     assert sorted(order[:3]) == list(error.submitted_rows) == pair.written()
     assert error.copy.startswith(f"block_mapping[{order[3]}] (source block 6 to")
-    copies = ns.plan_blocks(pair.src, pair.dst, pair.rows)._copies
+    copies = ns.plan_blocks(pair.src, pair.dst, pair.rows).copies
     pair.rows[2] = 8  # once it is another mapping, its rows say nothing
     assert copies.origin.rows(3) is None
-    assert copies.describe(3).startswith("a row of block_mapping (source block 6 to")
+    assert copies.origin.describe(3).startswith("a row of block_mapping (source block 6 to")
 
 
-class Sorting:
-    """The compiled functions, but grouping sorts the rows by source."""
+def sorting(place_rows):
+    """Return the compiled function, but grouping sorts the rows by source."""
 
-    NEIGHBOURS = 8
-
-    @staticmethod
-    def place_rows(mapping, *arguments):
-        from numba_swap.native import rows as compiled
-
+    def place_sorted(mapping, *arguments):
         *ends, grouped_by, dst, src = arguments
         assert grouped_by == 0
         order = np.argsort(mapping[:, 0])
-        return compiled.place_rows(mapping[order].copy(), *ends, -1, dst, src)
+        return place_rows(mapping[order].copy(), *ends, -1, dst, src)
+
+    return place_sorted
 
 
 def test_a_mapping_changed_after_planning_is_not_misquoted(gpu, faults):
@@ -451,7 +445,7 @@ def rows_in_doubt(error, count):
     st.sampled_from([64, 64, 1 << 17]),
 )
 def test_bytes_are_right_or_an_error_tells_what_may_be_wrong(plan, calls, own_stream, nbytes):
-    plan_cache._recipes.clear()
+    ns.plan_cache.clear()
     rng = np.random.default_rng(1)
     with no_reaper(), ns.simulate() as gpu:
         sides = []

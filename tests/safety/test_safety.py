@@ -18,12 +18,12 @@ from machines import Case, random_bytes
 import numba_swap as ns
 from numba_swap.device import in_flight
 from numba_swap.device.addresses import _read_ranges
+from numba_swap.device.devices import devices_of
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import enter_driver, leave_driver
 from numba_swap.driver.simulated import Fault, SimulatedLibrary
 from numba_swap.driver.simulated.gpu import SimulatedDeviceArray, SimulatedStream
 from numba_swap.driver.simulated.memory import Kind
-from numba_swap.swap import plan_cache
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 ROOT = Path(__file__).parents[2]
@@ -237,14 +237,13 @@ def test_ranges_of_mapped_memory():
 
 def test_hazards_of_block_ids_name_their_rows_without_sorting(gpu, monkeypatch):
     """Within one pool ids tell all, in linear time: nothing is sorted."""
-    from numba_swap.copies import copies
     from numba_swap.copies import from_arrays as plan
 
     pool = gpu.device_array((1000, 16), np.uint8)
     other = [gpu.device_array((1000, 16), np.uint8) for _ in range(3)]
     with monkeypatch.context() as patch:
         patch.setattr(plan, "check_hazards", None)
-        patch.setattr(copies.np, "argsort", None)
+        patch.setattr(np, "argsort", None)
         for src, dst in ((pool, pool), (other, other)):
             rows = np.stack([np.arange(0, 500), np.arange(500, 1000)], axis=1)[::-1].copy()
             rows[20, 1] = rows[20, 0]  # onto itself
@@ -407,13 +406,13 @@ def test_two_streams_joined_by_an_event(gpu, mode):
     for pool in pools:
         pool.copy_to_device(np.zeros((8, 64), np.uint8))
     first, second, third = (gpu.stream(non_blocking=True) for _ in range(3))
-    context = driver.current_context()
+    context = devices_of(driver).context(driver.current_context())
 
     def work(stream, source, target):
         gpu.library.enqueue(stream.handle, lambda: np.copyto(target._memory, source))
 
     def join(before, after):
-        driver.pools.order(context, before.handle, after.handle)
+        context.wait_for(before.handle, after.handle)
 
     work(first, np.uint8(7), pools[0])
     join(first, second)
@@ -480,13 +479,13 @@ def test_a_real_stream_dropped_under_a_transfer(mode):
 # -- memory -------------------------------------------------------------------------------------
 
 
-def test_recipes_of_an_ended_simulation_keep_nothing():
+def test_the_cache_keeps_nothing_of_an_ended_simulation():
     with ns.simulate() as gpu:
         src, dst = gpu.pinned_array((64, 96), np.uint8), gpu.device_array((64, 96), np.uint8)
         for _ in range(3):
             ns.swap_blocks(src, dst, np.array([[0, 8], [2, 4], [40, 0]])).wait()
         library = weakref.ref(gpu.library)
-    assert plan_cache._recipes
+    assert ns.plan_cache.info().currsize
     del gpu, src, dst
     gc.collect()
     assert library() is None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
+from numba_swap.device.devices import devices_of
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 ROOT = Path(__file__).parents[2]
@@ -273,11 +274,11 @@ def test_no_lock_is_held_while_the_driver_takes_its_time(gpu, what):
 
     setattr(driver, f"_{what}", slow)
     context = driver.current_context()
-    driver._primary_contexts.clear()
+    devices = devices_of(driver)
     call = {
-        "cuStreamCreate": lambda: driver.pools.side_streams(context, 2),
-        "cuDevicePrimaryCtxRetain": lambda: driver.primary_context(0),
-        "cuMemHostAlloc": lambda: driver.pools.take_buffer(1 << 14),
+        "cuStreamCreate": lambda: devices.context(context).private_streams(2),
+        "cuDevicePrimaryCtxRetain": lambda: devices[0].primary_context,
+        "cuMemHostAlloc": lambda: devices.host_buffers.take(1 << 14),
     }[what]
 
     def work():
@@ -292,7 +293,7 @@ def test_no_lock_is_held_while_the_driver_takes_its_time(gpu, what):
     finally:
         released.set()
         thread.join()
-    assert len(driver.pools.side_streams(context, 2)) == 2
+    assert len(devices.context(context).private_streams(2)) == 2
 
 
 class AlwaysCleared(dict):
@@ -310,16 +311,19 @@ class AlwaysCleared(dict):
 
 
 def test_tables_of_the_short_way_may_be_cleared_at_any_time(gpu, monkeypatch):
-    from numba_swap.swap import plan_cache
-
+    cache = ns.plan_cache
+    cache.clear()
     src, dst = gpu.pinned_array((64, 8), np.uint8), gpu.device_array((64, 8), np.uint8)
     src[:] = 3
     rows, stream = np.array([[0, 8], [2, 4], [40, 0]]), gpu.stream()
-    ns.swap_blocks(src, dst, rows, stream=stream).wait()
-    recipe = plan_cache.find_recipe(src, dst, 0)
-    recipe._decisions = AlwaysCleared()
+    for _ in range(2):
+        ns.swap_blocks(src, dst, rows, stream=stream).wait()
+    (pair,) = cache._pairs.values()
+    (prepared,) = pair._prepared.values()
+    for table in (pair, "_makers"), (pair, "_prepared"), (prepared._ready, "_made"):
+        monkeypatch.setattr(*table, AlwaysCleared(getattr(*table)))
     assert ns.swap_blocks(src, dst, rows, stream=stream).done() in (False, True)
-    monkeypatch.setattr(plan_cache, "_recipes", AlwaysCleared(plan_cache._recipes))
+    monkeypatch.setattr(cache, "_pairs", AlwaysCleared(cache._pairs))
     for _ in range(4):
         ns.swap_blocks(src, dst, rows, stream=stream).wait()
     assert (dst.copy_to_host()[[8, 4, 0]] == 3).all()

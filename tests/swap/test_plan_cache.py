@@ -9,27 +9,34 @@ import pytest
 from machines import MACHINES, make_array, random_bytes, read_array
 
 import numba_swap as ns
+from numba_swap.copies import block_array
 from numba_swap.driver.simulated import Fault
-from numba_swap.swap import plan_cache
+from numba_swap.swap import verbs
+from numba_swap.swap.prepared import PreparedRows
 
 
 @pytest.fixture(autouse=True)
-def _no_recipes_of_others():
-    plan_cache._recipes.clear()
+def _no_pairs_of_others():
+    ns.plan_cache.clear()
 
 
 @pytest.fixture
 def taken(monkeypatch):
     """Counts of the short way: taken, and left to the long one."""
     counts = {"short": 0, "long": 0}
-    swap = plan_cache.Recipe.swap
+    copy, plan = PreparedRows.copy, verbs._plan
 
-    def counting(self, *arguments):
-        transfer = swap(self, *arguments)
-        counts["long" if transfer is None else "short"] += 1
+    def count_short(self, *arguments):
+        transfer = copy(self, *arguments)
+        counts["short"] += transfer is not None
         return transfer
 
-    monkeypatch.setattr(plan_cache.Recipe, "swap", counting)
+    def count_long(*arguments):
+        counts["long"] += 1
+        return plan(*arguments)
+
+    monkeypatch.setattr(PreparedRows, "copy", count_short)
+    monkeypatch.setattr(verbs, "_plan", count_long)
     return counts
 
 
@@ -54,7 +61,7 @@ def test_fresh_rows_arrive_every_time(machine, kinds, rng, taken):
             assert (transfer.decision.copies, transfer.nbytes) == (count, count * 96)
             assert transfer.decision.mode == "kernel"
             assert transfer.decision.reason.startswith("predicted: kernel")
-    assert taken == {"short": 5, "long": 0}
+    assert taken == {"short": 5, "long": 1}
 
 
 @pytest.fixture
@@ -158,17 +165,18 @@ def test_an_array_that_was_changed_in_place_is_seen(pair, taken):
 
 def test_another_array_of_the_same_id_is_seen(pair, taken):
     gpu, _src, dst, stream = pair
-    (key,) = plan_cache._recipes
-    recipe = plan_cache._recipes[key]
+    (key,) = ns.plan_cache._pairs
+    known = ns.plan_cache._pairs[key]
     other = gpu.pinned_array((64, 96), np.uint8)
     other[:] = 77
-    plan_cache._recipes[id(other), id(dst), 0] = recipe  # as if `src` had died and left its id
+    # As if `src` had died and left its id.
+    ns.plan_cache._pairs["swap", id(other), id(dst), 0] = known
     ns.swap_blocks(other, dst, GOOD, stream=stream).wait()
     assert taken == {"short": 0, "long": 1}
     assert (dst.copy_to_host()[GOOD[:, 1]] == 77).all()
 
 
-def test_recipes_keep_no_array_alive(taken):
+def test_the_cache_keeps_no_array_alive(taken):
     with ns.simulate() as gpu:
         src, dst = gpu.pinned_array((64, 96), np.uint8), gpu.device_array((64, 96), np.uint8)
         stream = gpu.stream()
@@ -184,10 +192,14 @@ def test_recipes_keep_no_array_alive(taken):
 def test_many_pairs_do_not_grow_the_memory_for_ever():
     with ns.simulate() as gpu:
         dst, stream = gpu.device_array((64, 96), np.uint8), gpu.stream()
-        for _ in range(plan_cache._MOST_RECIPES + 10):
-            src = gpu.pinned_array((64, 96), np.uint8)
+        maxsize = ns.plan_cache.info().maxsize
+        sources = [gpu.pinned_array((64, 96), np.uint8) for _ in range(maxsize + 10)]
+        for src in sources:
             ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
-    assert len(plan_cache._recipes) <= plan_cache._MOST_RECIPES
+        assert ns.plan_cache.info().currsize == maxsize
+        del src, sources
+        gc.collect()
+        assert ns.plan_cache.info().currsize == 0  # nor do arrays that are gone
 
 
 def test_a_failing_launch_is_raised_and_nothing_is_retried(pair, taken):
@@ -209,7 +221,7 @@ def test_overlapping_destination_blocks_are_never_for_the_short_way(taken):
             ns.swap_blocks(src, sliding, good, stream=stream).wait()
             with pytest.raises(ns.BadPlanError, match="writes what"):
                 ns.swap_blocks(src, sliding, bad, stream=stream)
-    assert taken == {"short": 0, "long": 0}
+    assert taken["short"] == 0
 
 
 def test_an_object_for_the_current_stream_is_asked_every_time(pair):
@@ -269,3 +281,116 @@ def test_read_only_rows_are_read(pair):
     for _ in range(2):
         ns.swap_blocks(src, dst, rows, stream=stream).wait()
     assert np.array_equal(dst.copy_to_host()[GOOD[:, 1]], src[GOOD[:, 0]])
+
+
+def test_more_pairs_in_turn_than_fit_still_find_most(taken):
+    """A random pair makes room: no cliff where a loop uses one pair more than fits."""
+    ns.plan_cache.resize(16)
+    try:
+        with ns.simulate() as gpu:
+            stream = gpu.stream()
+            pairs = [
+                (gpu.pinned_array((64, 96), np.uint8), gpu.device_array((64, 96), np.uint8))
+                for _ in range(18)
+            ]
+            for src, dst in pairs * 20:
+                ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+            info = ns.plan_cache.info()
+        assert (info.maxsize, info.currsize) == (16, 16)
+        assert info.hits + info.misses == 18 * 20
+        assert info.hits > 0.6 * 18 * 20
+        assert taken["short"] > 0.4 * 18 * 20
+    finally:
+        ns.plan_cache.resize(256)
+
+
+def test_the_cache_can_be_resized_and_switched_off(pair, taken):
+    _gpu, src, dst, stream = pair
+    ns.plan_cache.resize(0)
+    try:
+        assert ns.plan_cache.info().currsize == 0
+        for _ in range(3):
+            ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+        assert taken == {"short": 0, "long": 3}
+        assert ns.plan_cache.info().currsize == 0
+    finally:
+        ns.plan_cache.resize(256)
+    for bad in (-1, 1.5, "8", True, None):
+        with pytest.raises(ns.BadArgumentError, match="maxsize"):
+            ns.plan_cache.resize(bad)
+
+
+def test_lists_of_layers_are_read_once(rng, monkeypatch):
+    read = []
+    view = block_array.view_array
+    monkeypatch.setattr(
+        block_array, "view_array", lambda array, name: read.append(name) or view(array, name)
+    )
+    with ns.simulate() as gpu:
+        layers = [
+            [make(gpu.pinned_array, rng), gpu.device_array((64, 96), np.uint8)] for _ in range(3)
+        ]
+        src, dst = ([pair[side] for pair in layers] for side in (0, 1))
+        stream = gpu.stream()
+        for count in (3, 5):
+            mapping = rows_for(rng, count, 64)
+            ns.swap_blocks(src, dst, mapping, stream=stream).wait()
+            for one, other in zip(src, dst, strict=True):
+                assert np.array_equal(other.copy_to_host()[mapping[:, 1]], one[mapping[:, 0]])
+        assert len(read) == 6
+        assert ns.plan_cache.info()[:2] == (1, 1)
+        # Another list of the same arrays is the same; one array more or another order is not.
+        ns.swap_blocks(list(src), tuple(dst), mapping, stream=stream).wait()
+        assert len(read) == 6
+        ns.swap_blocks(src[::-1], dst[::-1], mapping, stream=stream).wait()
+        assert len(read) == 12
+
+
+def make(array, rng):
+    made = array((64, 96), np.uint8)
+    made[:] = random_bytes(rng, (64, 96))
+    return made
+
+
+def test_an_interface_that_is_one_dict_changed_in_place_is_seen(rng):
+    """Values are compared, never the object that the array gives away."""
+
+    class Shared:
+        def __init__(self, array):
+            self.array = array
+            self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+    with ns.simulate() as gpu:
+        src = make(gpu.pinned_array, rng)
+        first, second = (gpu.device_array((64, 96), np.uint8) for _ in range(2))
+        shared, stream = Shared(first), gpu.stream()
+        for _ in range(3):
+            ns.swap_blocks(src, shared, GOOD, stream=stream).wait()
+        shared.__cuda_array_interface__["data"] = second.__cuda_array_interface__["data"]
+        before = first.copy_to_host()
+        src += 1
+        ns.swap_blocks(src, shared, GOOD, stream=stream).wait()
+        assert np.array_equal(second.copy_to_host()[GOOD[:, 1]], src[GOOD[:, 0]])
+        assert np.array_equal(first.copy_to_host(), before)
+        shared.__cuda_array_interface__["shape"] = (8, 96)
+        with pytest.raises(ns.BadPlanError, match=r"block_mapping\[0\]: dst block 8"):
+            ns.swap_blocks(src, shared, GOOD, stream=stream)
+        shared.__cuda_array_interface__["shape"] = (64, 96)
+        shared.__cuda_array_interface__["data"] = (shared.__cuda_array_interface__["data"][0], True)
+        with pytest.raises(ns.BadPlanError, match="read-only"):
+            ns.swap_blocks(src, shared, GOOD, stream=stream)
+
+
+def test_an_array_whose_memory_moves_in_place_is_seen(rng, taken):
+    with ns.simulate() as gpu:
+        dst, stream = gpu.device_array((64, 96), np.uint8), gpu.stream()
+        src = random_bytes(rng, (64, 96))
+        gpu.driver.library.register_host(src)
+        for _ in range(2):
+            ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+        assert taken["short"] == 1
+        other = random_bytes(rng, (64, 96))
+        src.__setstate__(other.__reduce__()[2])  # as `resize` may: another place, the same object
+        ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+        assert taken == {"short": 1, "long": 2}
+        assert np.array_equal(dst.copy_to_host()[GOOD[:, 1]], other[GOOD[:, 0]])

@@ -3,6 +3,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,12 @@ import pytest
 from machines import MACHINES, capture, make_array, random_bytes, read_array, real_modes
 
 import numba_swap as ns
+from numba_swap.device.devices import devices_of
 from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch import settings
 from numba_swap.dispatch.calibration import find_costs, use_costs
-from numba_swap.dispatch.cost_model import ROUTES, Cost, Costs
-from numba_swap.dispatch.partition import take
-from numba_swap.dispatch.ranking import Situation
+from numba_swap.dispatch.conditions import Conditions, LaunchContext, driver_capabilities
+from numba_swap.dispatch.cost_model import ROUTES, CostModel, ModeCost
 from numba_swap.dispatch.settings import Mode
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import current_driver, enter_driver, leave_driver
@@ -24,6 +25,7 @@ from numba_swap.driver.simulated.gpu import SimulatedGPU
 from numba_swap.driver.simulated.memory import Kind
 from numba_swap.modes.kernel import launch as kernel
 from numba_swap.swap import select
+from numba_swap.swap.context import RunOptions, launching
 from numba_swap.swap.steps import Step, submit_steps
 
 MODES = list(Mode)
@@ -37,19 +39,31 @@ def machine(request):
     with request.param.open() as gpu:
         driver = current_driver()
         driver.current_context()
-        before = dict(driver.costs)
+        device = devices_of(driver)[0]
+        before = find_costs(device)
         yield gpu
-        driver.costs.clear()
-        driver.costs.update(before)
+        use_costs(device, before)
+
+
+def set_costs(driver, device, costs):
+    """Choose by other costs, with the other figures as they are."""
+    gpu = devices_of(driver)[device]
+    use_costs(gpu, costs._replace(tuning=gpu.tuning))
+
+
+def by_mode(loop=None, batch=None, kernel=None):
+    """Costs of one route, of the modes that have any."""
+    costs = {Mode.LOOP: loop, Mode.BATCH: batch, Mode.KERNEL: kernel}
+    return {mode: cost for mode, cost in costs.items() if cost is not None}
 
 
 def flat(**microseconds):
     """Costs of which only the start counts; a mode not named costs a second."""
-    costs = tuple(
-        Cost(microseconds.get(mode, 1e6), 0.0, (0.0,) * 4, (0.0,) * 4)
+    costs = {
+        mode: ModeCost(microseconds.get(mode, 1e6), 0.0, (0.0,) * 4, (0.0,) * 4)
         for mode in (Mode.LOOP, Mode.BATCH, Mode.KERNEL)
-    )
-    return Costs(dict.fromkeys(ROUTES, costs), "made up")
+    }
+    return CostModel(dict.fromkeys(ROUTES, costs), "made up")
 
 
 def pools(gpu, rng, src="pinned", dst="device", nbytes=96):
@@ -77,7 +91,7 @@ def check_modes(gpu, rng, allowed, refused, *arrays, **kinds):
         assert caught.value.mode == forced
         assert np.array_equal(read_array(gpu, dst), before)
         # However fast it were, it is not chosen.
-        use_costs(current_driver(), 0, flat(**{forced: 1.0, allowed[0]: 2.0}))
+        set_costs(current_driver(), 0, flat(**{forced: 1.0, allowed[0]: 2.0}))
         transfer = plan.run(gpu.stream())
         transfer.wait()
         assert np.array_equal(read_array(gpu, dst), after)
@@ -132,7 +146,7 @@ def test_a_driver_that_does_not_give_the_function(rng):
 @pytest.mark.parametrize("kinds", [("pinned", "device"), ("device", "pinned")])
 def test_a_captured_stream_gets_no_batch_and_replays_right(machine, rng, mode, kinds):
     src, dst, _ = pools(machine, rng, *kinds)
-    use_costs(current_driver(), 0, flat(batch=1.0, kernel=2.0, loop=3.0))
+    set_costs(current_driver(), 0, flat(batch=1.0, kernel=2.0, loop=3.0))
     stream = machine.stream()
     plan = ns.plan_blocks(src, dst, ROWS)
     plan.run(stream, "batch").wait()
@@ -259,7 +273,7 @@ def test_another_devices_memory_is_not_for_the_kernel(rng):
             assert run(*pair, "auto").mode is not Mode.KERNEL
         # Within the other device it runs there.
         assert run(there, also_there, "kernel").mode is Mode.KERNEL
-        assert set(gpu.driver.kernels) == {(1, "copy")}
+        assert [set(devices_of(gpu.driver)[i].kernels) for i in (0, 1)] == [set(), {"copy"}]
 
 
 def test_an_exchange_in_a_default_stream_is_for_the_device_of_its_data(rng):
@@ -275,9 +289,9 @@ def test_an_exchange_in_a_default_stream_is_for_the_device_of_its_data(rng):
         )
         host = make_array(gpu, "pinned", random_bytes(rng, (4, 64)))
         for rows in (([[0, 1]], []), ([], [[2, 3]])):
-            gpu.driver.kernels.clear()
+            devices_of(gpu.driver)[1].kernels.clear()
             ns.exchange(device, host, *rows, mode="kernel").wait()
-            assert set(gpu.driver.kernels) == {(1, "copy")}
+            assert [set(devices_of(gpu.driver)[i].kernels) for i in (0, 1)] == [set(), {"copy"}]
         assert np.array_equal(memory.buffer.reshape(4, 64)[3], host[2])
 
 
@@ -324,11 +338,10 @@ def test_a_default_stream_is_of_the_datas_context_else_of_the_current_one():
         contexts = [driver.primary_context(device) for device in range(2)]
 
         def found(device, stream):
-            here = select.in_context(
-                driver, device, ns.Direction.H2H, select.How(stream), lambda here: here
-            )
-            assert here.context == contexts[here.device]
-            return here.device
+            options = RunOptions(stream)
+            with launching(devices_of(driver), device, ns.Direction.H2H, options) as here:
+                assert here.context.handle == contexts[here.device.ordinal]
+                return here.device.ordinal
 
         for stream in (None, 1, 2):
             assert [found(device, stream) for device in (0, 1, None)] == [0, 1, 0]
@@ -379,7 +392,7 @@ def gpu():
 )
 def test_overlap_has_patience_with_copy_engines(machine, rng, batch, loop, mode):
     src, dst, after = pools(machine, rng)
-    use_costs(current_driver(), 0, flat(batch=batch, loop=loop, kernel=100.0))
+    set_costs(current_driver(), 0, flat(batch=batch, loop=loop, kernel=100.0))
     transfer = ns.swap_blocks(src, dst, ROWS, policy="overlap")
     transfer.wait()
     assert np.array_equal(read_array(machine, dst), after)
@@ -402,9 +415,9 @@ def test_overlap_has_patience_with_copy_engines(machine, rng, batch, loop, mode)
         (("pinned", "device"), {"policy": "latency", "max_blocks": 9}, 9),
     ],
 )
-def test_thread_blocks_of_a_launch(gpu, rng, monkeypatch, kinds, arguments, most):
+def test_thread_blocks_of_a_launch(gpu, rng, tune, kinds, arguments, most):
     """50 copies of 128 bytes, 8 threads each, 32 threads a block: 13 blocks if they may."""
-    monkeypatch.setattr(kernel, "_SIMULATED_BLOCKS", 64)
+    tune(link_blocks=64, link_blocks_short=64, device_blocks=64)
     src, dst = (make_array(gpu, kind, random_bytes(rng, (100, 128))) for kind in kinds)
     rows = 2 * np.stack([rng.permutation(50), rng.permutation(50)], axis=1)
     launched = streams_of(gpu, "cuLaunchKernel", 1)
@@ -415,9 +428,11 @@ def test_thread_blocks_of_a_launch(gpu, rng, monkeypatch, kinds, arguments, most
         assert np.array_equal(read_array(gpu, dst)[rows[:, 1]], read_array(gpu, src)[rows[:, 0]])
     assert launched == [most] * 4
     # The fewer blocks there are, the longer it is predicted to take.
-    costs = find_costs(gpu.driver, 0)
-    slow = Cost(0.0, 0.0, (0.0,) * 4, (1e6,) * 4, full_blocks=26.0)
-    use_costs(gpu.driver, 0, costs._replace(routes=dict.fromkeys(ROUTES, (slow,) * 3)))
+    costs = find_costs(devices_of(gpu.driver)[0])
+    slow = ModeCost(0.0, 0.0, (0.0,) * 4, (1e6,) * 4, full_blocks=26.0)
+    set_costs(
+        gpu.driver, 0, costs._replace(routes=dict.fromkeys(ROUTES, by_mode(slow, slow, slow)))
+    )
     limited = most < 13 or "policy" in arguments
     blocks = {4: 4, 2: 2, 9: 9, 13: 16}[most] if limited else 26
     assert plan.explain(stream, "kernel", **arguments).predicted_us == pytest.approx(
@@ -444,7 +459,7 @@ def address(array):
 
 def test_latency_stays_in_one_stream(gpu, rng):
     """No fork, whatever is copied: where nothing is said, each of these does fork."""
-    use_costs(gpu.driver, 0, WORTH_A_SPLIT)
+    set_costs(gpu.driver, 0, WORTH_A_SPLIT)
     many = [
         make_array(gpu, kind, random_bytes(rng, (32, 1 << 16))) for kind in ("pinned", "device")
     ]
@@ -564,7 +579,7 @@ def test_only_what_is_pending_elsewhere_is_waited_for(gpu, rng):
 def test_what_is_pending_on_an_array_during_a_capture(gpu, rng):
     src, dst, after = pools(gpu, rng)
     own, other = gpu.stream(non_blocking=True), gpu.stream(non_blocking=True)
-    context, order = gpu.driver.current_context(), gpu.driver.pools.order
+    context = devices_of(gpu.driver).context(gpu.driver.current_context())
     view = of_stream(dst, other)
     with pytest.raises(ns.CapturedTransferError, match="is being captured into a CUDA graph"):
         capture(gpu, other, lambda: ns.swap_blocks(src, view, ROWS, stream=own, mode="loop"))
@@ -573,7 +588,7 @@ def test_what_is_pending_on_an_array_during_a_capture(gpu, rng):
     assert np.array_equal(dst.copy_to_host(), after)
 
     def both():
-        order(context, own.handle, other.handle, context)
+        context.wait_for(own.handle, other.handle)
         ns.swap_blocks(src, view, ROWS, stream=own, mode="loop")
 
     src[:] += 1
@@ -584,9 +599,9 @@ def test_what_is_pending_on_an_array_during_a_capture(gpu, rng):
 
 # -- what a choice follows from -----------------------------------------------------------------
 
-SOME = Cost(10.0, 5.0, (1.0,) * 4, (1.0,) * 4)
+SOME = ModeCost(10.0, 5.0, (1.0,) * 4, (1.0,) * 4)
 GROUNDS = {
-    "driver_version": ns.DriverVersion(12, 4),
+    "version": ns.DriverVersion(12, 4),
     "pretended": True,
     "capturing": True,
     "device": 1,
@@ -600,55 +615,64 @@ GROUNDS = {
 def test_a_choice_is_kept_until_what_it_follows_from_changes(rng, changed):
     with entered(SimulatedLibrary(devices=2)) as gpu:
         driver = gpu.driver
-        costs = Costs(
+        costs = CostModel(
             dict.fromkeys(
-                ROUTES, (SOME, SOME._replace(start_us=8.0), SOME._replace(full_blocks=9))
+                ROUTES, by_mode(SOME, SOME._replace(start_us=8.0), SOME._replace(full_blocks=9))
             ),
             "some",
         )
         if changed == "device":  # which matters to the kernel
             costs = flat(kernel=1.0, loop=2.0)
         for device in range(2):
-            use_costs(driver, device, costs)
+            set_costs(driver, device, costs)
         src, dst, _ = pools(gpu, rng, nbytes=5000)
-        base = Situation(
-            driver.version,
-            False,
-            stream=gpu.stream().handle,
-            context=driver.current_context(),
-            capturing=False,
-            device=0,
-        )
+        devices = devices_of(driver)
+        contexts = []
+        for device in range(2):
+            with driver.activate(devices[device].primary_context):
+                contexts.append(devices.context(devices[device].primary_context))
+        capabilities = driver_capabilities(driver, settings.current_settings())
+        base = LaunchContext(gpu.stream().handle, contexts[0], Conditions(capabilities))
 
-        def choice(copies, situation=base, mode="auto"):
-            return select.decide(driver, copies, situation, mode)
+        def choice(copies, launch=base, mode="auto"):
+            return select.select(copies, launch, mode)
+
+        def changed_by(name, value):
+            if name in ("version", "pretended"):
+                return base.under(capabilities=replace(capabilities, **{name: value}))
+            if name == "device":
+                there = replace(capabilities, device=value)
+                return base.under(capabilities=there)._replace(context=contexts[value])
+            return base.under(**{name: value})
 
         def fresh():
-            return ns.plan_blocks(src, dst, ROWS)._copies
+            return ns.plan_blocks(src, dst, ROWS).copies
 
         copies = fresh()
         first = choice(copies)
-        assert choice(copies) is first
-        assert choice(copies, base._replace(stream=gpu.stream().handle)) is first
+        assert choice(copies).decision is first.decision
+        elsewhere = base._replace(stream=gpu.stream().handle)
+        assert choice(copies, elsewhere).decision is first.decision
         if changed == "pretended":
             # Never without another version, which it goes with.
-            base = base._replace(driver_version=ns.DriverVersion(12, 9))
+            capabilities = replace(capabilities, version=ns.DriverVersion(12, 9))
+            base = base.under(capabilities=capabilities)
             first = choice(copies, base)
         if changed == "override":
             with ns.override(mode="loop"):
                 second, expected = choice(copies), choice(fresh())
         elif changed == "costs":
-            use_costs(driver, 0, flat(loop=1.0))
+            set_costs(driver, 0, flat(loop=1.0))
             second, expected = choice(copies), choice(fresh())
         elif changed == "mode":
             second, expected = choice(copies, mode="loop"), choice(fresh(), mode="loop")
         else:
-            there = base._replace(**{changed: GROUNDS[changed]})
+            there = changed_by(changed, GROUNDS[changed])
             second, expected = choice(copies, there), choice(fresh(), there)
-        assert second == expected
+        assert second.decision == expected.decision
         if changed != "pretended":
             assert second.decision != first.decision
-        assert choice(copies) == choice(fresh())
+        assert choice(copies).decision == choice(fresh()).decision
 
 
 def test_a_plan_that_ran_as_a_kernel_obeys_other_costs(machine, rng):
@@ -664,20 +688,20 @@ def test_a_plan_that_ran_as_a_kernel_obeys_other_costs(machine, rng):
         return [str(transfer.decision.mode) for transfer in transfers]
 
     for mode in ("kernel", "loop", "kernel", "batch", "kernel"):
-        use_costs(current_driver(), 0, flat(**{mode: 1.0}))
+        set_costs(current_driver(), 0, flat(**{mode: 1.0}))
         for _ in range(3):
             assert modes() == [mode] * 2
 
 
 # -- two parts: short copies in the kernel, long ones in the batch ------------------------------
 
-WORTH_A_SPLIT = Costs(
+WORTH_A_SPLIT = CostModel(
     dict.fromkeys(
         ROUTES,
-        (
-            Cost(1e5, 0.0, (0.0,) * 4, (0.0,) * 4),
-            Cost(0.0, 0.0, (1000.0, 1000.0, 1.0, 1.0), (0.0,) * 4),
-            Cost(0.0, 0.0, (1.0, 1.0, 1000.0, 1000.0), (0.0,) * 4),
+        by_mode(
+            ModeCost(1e5, 0.0, (0.0,) * 4, (0.0,) * 4),
+            ModeCost(0.0, 0.0, (1000.0, 1000.0, 1.0, 1.0), (0.0,) * 4),
+            ModeCost(0.0, 0.0, (1.0, 1.0, 1000.0, 1000.0), (0.0,) * 4),
         ),
     ),
     "made up",
@@ -692,16 +716,16 @@ def submitted(monkeypatch):
     seen = []
     for mode, module in modules.items():
 
-        def submit(driver, copies, situation, work, mode=mode, real=module.submit):
-            seen.append((mode, len(copies), situation))
-            return real(driver, copies, situation, work)
+        def submit(copies, launch, work, mode=mode, real=module.submit):
+            seen.append((mode, len(copies), launch))
+            return real(copies, launch, work)
 
         monkeypatch.setattr(module, "submit", submit)
     return seen
 
 
 def test_short_copies_go_to_the_kernel_and_long_ones_to_the_batch(machine, rng, submitted):
-    use_costs(current_driver(), 0, WORTH_A_SPLIT)
+    set_costs(current_driver(), 0, WORTH_A_SPLIT)
     _src, dst, *pointers, after = mixed_pools(machine, rng, short=9, long=7)
     stream = machine.stream()
     transfer = ns.swap_blocks_batch(*pointers, stream=stream)
@@ -709,7 +733,7 @@ def test_short_copies_go_to_the_kernel_and_long_ones_to_the_batch(machine, rng, 
     assert np.array_equal(read_array(machine, dst), after)
     assert [(mode, count) for mode, count, _ in submitted] == [(Mode.KERNEL, 9), (Mode.BATCH, 7)]
     handle = stream.__cuda_stream__()[1]
-    handles = {situation.stream for _, _, situation in submitted}
+    handles = {launch.stream for _, _, launch in submitted}
     assert len(handles | {handle}) == 3
     decision = transfer.decision
     assert decision.modes == (Mode.KERNEL, Mode.BATCH)
@@ -724,7 +748,7 @@ def test_short_copies_go_to_the_kernel_and_long_ones_to_the_batch(machine, rng, 
 
 
 def test_a_split_plan_runs_again(gpu, rng, submitted):
-    use_costs(gpu.driver, 0, WORTH_A_SPLIT)
+    set_costs(gpu.driver, 0, WORTH_A_SPLIT)
     content = random_bytes(rng, (2, 8, 64)), random_bytes(rng, (1, 8, 1 << 15))
     src = [make_array(gpu, "pinned", layer) for layers in content for layer in layers]
     dst = [gpu.device_array(layer.shape, np.uint8) for layers in content for layer in layers]
@@ -743,7 +767,7 @@ def test_a_split_plan_runs_again(gpu, rng, submitted):
     ["uniform", "forced", "override", "latency", "overlap", "12.7", "11.8", "pageable", "captured"],
 )
 def test_one_piece_where_a_split_is_not_for(machine, rng, submitted, circumstances):
-    use_costs(current_driver(), 0, WORTH_A_SPLIT)
+    set_costs(current_driver(), 0, WORTH_A_SPLIT)
     short = 0 if circumstances == "uniform" else 8
     src, dst, *pointers, after = mixed_pools(machine, rng, short=short)
     how, inside = {"stream": machine.stream()}, {}
@@ -776,7 +800,7 @@ def test_one_piece_where_a_split_is_not_for(machine, rng, submitted, circumstanc
 
 
 def test_copies_within_the_device_are_not_split(gpu):
-    use_costs(gpu.driver, 0, WORTH_A_SPLIT)
+    set_costs(gpu.driver, 0, WORTH_A_SPLIT)
     src, dst = ([gpu.device_array((6, n), np.uint8) for n in (64, 1 << 15)] for _ in range(2))
     transfer = ns.swap_blocks(src, dst, [[0, 3], [2, 1], [4, 5]])
     transfer.wait()
@@ -787,7 +811,7 @@ def test_a_failing_part_is_raised_its_memory_kept_and_nothing_retried(gpu, rng, 
     import gc
     import weakref
 
-    use_costs(gpu.driver, 0, WORTH_A_SPLIT)
+    set_costs(gpu.driver, 0, WORTH_A_SPLIT)
     contents = random_bytes(rng, (6, 64)), random_bytes(rng, (6, 1 << 15))
 
     class Holder:
@@ -834,7 +858,7 @@ def test_parts_keep_no_array_alive_in_a_circle(gpu, rng):
     import gc
     import weakref
 
-    use_costs(gpu.driver, 0, WORTH_A_SPLIT)
+    set_costs(gpu.driver, 0, WORTH_A_SPLIT)
     gc.collect()
     gc.disable()
     try:
@@ -870,8 +894,8 @@ def both_ways(gpu, rng, nbytes, rows):
 
 
 @pytest.mark.parametrize("mode", ["auto", "loop", "batch", "kernel"])
-def test_directions_run_side_by_side(machine, rng, submitted, monkeypatch, mode):
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", 16 * 1024)
+def test_directions_run_side_by_side(machine, rng, submitted, tune, mode):
+    tune(fewest_bytes_of_a_direction=16 * 1024)
     arrays, after, *pointers = both_ways(machine, rng, 1024, 16)
     stream = machine.stream()
     transfer = ns.swap_blocks_batch(*pointers, stream=stream, mode=mode)
@@ -879,9 +903,9 @@ def test_directions_run_side_by_side(machine, rng, submitted, monkeypatch, mode)
     for array, content in zip(arrays, after, strict=True):
         assert np.array_equal(read_array(machine, array), content)
     assert len(submitted) == 2
-    handles = [situation.stream for _, _, situation in submitted]
+    handles = [launch.stream for _, _, launch in submitted]
     assert len({*handles, stream.__cuda_stream__()[1]}) == 3
-    assert [situation.lane for _, _, situation in submitted] == [1, 2]
+    assert [launch.key for _, _, launch in submitted] == [0, 1]
     parts = transfer.decision.parts
     assert [part.direction for part in parts] == [ns.Direction.H2D, ns.Direction.D2H]
     assert [part.copies for part in parts] == [16, 16]
@@ -909,9 +933,9 @@ def test_directions_of_a_mebibyte_each(machine, rng, submitted, nbytes, circumst
     assert len(submitted) == (2 if circumstances == "plenty" else 1)
 
 
-def test_layers_of_both_directions_and_within_the_device(gpu, rng, submitted, monkeypatch):
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", 1)
-    use_costs(gpu.driver, 0, flat(kernel=1.0, loop=2.0))
+def test_layers_of_both_directions_and_within_the_device(gpu, rng, submitted, tune):
+    tune(fewest_bytes_of_a_direction=1)
+    set_costs(gpu.driver, 0, flat(kernel=1.0, loop=2.0))
     kinds = [
         ("pinned", "device"),
         ("device", "pinned"),
@@ -948,7 +972,7 @@ def test_a_direction_of_few_bytes_runs_with_the_other(gpu, rng, submitted):
 
 def test_directions_are_predicted_side_by_side(gpu, rng, submitted):
     """Beside the other direction a kernel takes 1.4 times as long."""
-    use_costs(gpu.driver, 0, flat(kernel=1000.0, batch=1200.0))
+    set_costs(gpu.driver, 0, flat(kernel=1000.0, batch=1200.0))
     arrays, after, *pointers = both_ways(gpu, rng, 1 << 16, 16)
     assert ns.swap_blocks_batch(*pointers).decision.modes == (Mode.BATCH,)
     gpu.synchronize()
@@ -962,7 +986,7 @@ SPLITS = {"length": 2, "direction": 2, "exchange": 2, "exchange in pairs": 0}
 
 def parted(gpu, rng, split):
     """A swap in parts, of device memory that is written before and read after: what runs it."""
-    use_costs(gpu.driver, 0, WORTH_A_SPLIT)
+    set_costs(gpu.driver, 0, WORTH_A_SPLIT)
     contents = [random_bytes(rng, (8, n)) for n in (64, 1 << 15)]
     first = [make_array(gpu, "device", np.zeros_like(content)) for content in contents]
     rows = np.array([[0, 7], [2, 4], [6, 0]])
@@ -981,14 +1005,14 @@ def parted(gpu, rng, split):
         chain = [[7, 1], [3, 0]]
         into = chain if split == "exchange" else [[1, 1], [3, 0], [5, 5]]
         if split == "exchange in pairs":
-            use_costs(gpu.driver, 0, flat(kernel=1.0))
+            set_costs(gpu.driver, 0, flat(kernel=1.0))
         plan = ns.plan_exchange(first, second, rows, into)
     return plan, contents, first, second
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_parts_come_after_what_is_in_the_stream(gpu, rng, monkeypatch, split):
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", 1)
+def test_parts_come_after_what_is_in_the_stream(gpu, rng, tune, split):
+    tune(fewest_bytes_of_a_direction=1)
     plan, contents, first, second = parted(gpu, rng, split)
     stream = gpu.stream(non_blocking=True)
     for array, content in zip(first, contents, strict=True):
@@ -1001,8 +1025,8 @@ def test_parts_come_after_what_is_in_the_stream(gpu, rng, monkeypatch, split):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_what_follows_in_the_stream_comes_after_all_parts(gpu, rng, monkeypatch, split):
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", 1)
+def test_what_follows_in_the_stream_comes_after_all_parts(gpu, rng, tune, split):
+    tune(fewest_bytes_of_a_direction=1)
     plan, contents, first, second = parted(gpu, rng, split)
     for array, content in zip(first, contents, strict=True):
         array.copy_to_device(content)
@@ -1020,9 +1044,9 @@ def test_what_follows_in_the_stream_comes_after_all_parts(gpu, rng, monkeypatch,
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_parts_of_several_runs_at_once(gpu, rng, monkeypatch, split):
+def test_parts_of_several_runs_at_once(gpu, rng, tune, split):
     """The lanes are shared by all runs; each is right all the same."""
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", 1)
+    tune(fewest_bytes_of_a_direction=1)
     runs = [parted(gpu, rng, split) for _ in range(3)]
     streams = [gpu.stream(non_blocking=True) for _ in runs]
     for (_, contents, first, _), stream in zip(runs, streams, strict=True):
@@ -1051,25 +1075,29 @@ def two_pools(gpu):
     return gpu.device_array((8, 96), np.uint8), gpu.pinned_array((8, 96), np.uint8)
 
 
-def test_lanes_wait_for_the_users_stream_only_and_once(gpu):
+def run_steps(gpu, copies, steps, stream):
+    devices, options = devices_of(gpu.driver), RunOptions(stream)
+    with launching(devices, 0, copies.direction, options) as launch:
+        work = InFlight(launch.context, (copies,), captured=False)
+        submit_steps(steps, launch, work, forked=True)
+        work.close(launch.stream)
+        work.wait()
+
+
+def test_strands_wait_for_the_users_stream_only_and_once(gpu):
     """However many steps run in each: it is for them to be at work at the same time."""
     stream, (device, host) = gpu.stream(), two_pools(gpu)
-    copies = ns.plan_blocks(device, host, [[i, i] for i in range(0, 8, 2)])._copies
+    copies = ns.plan_blocks(device, host, [[i, i] for i in range(0, 8, 2)]).copies
     recorded, waits = {}, []
     faults = gpu.library.faults
     faults.watch("cuEventRecord", recorded.__setitem__)
     faults.watch("cuStreamWaitEvent", lambda to, event, _: waits.append((to, recorded[event])))
 
-    def run(situation):
-        work = InFlight(gpu.driver, situation.context, (copies,), captured=False)
-        steps = [
-            Step(take(copies, np.array([row])), Mode.LOOP, lane)
-            for row, lane in enumerate([1, 2, 2, 3])
-        ]
-        submit_steps(gpu.driver, steps, situation, work)
-        work.wait()
-
-    select.in_context(gpu.driver, 0, copies.direction, select.How(stream), run)
+    steps = [
+        Step(copies.select(np.array([row])), Mode.LOOP, strand)
+        for row, strand in enumerate([1, 2, 2, 3])
+    ]
+    run_steps(gpu, copies, steps, stream)
     user = stream.handle
     lanes = [to for to, _ in waits[:3]]
     assert len({*lanes, user}) == 4
@@ -1078,20 +1106,15 @@ def test_lanes_wait_for_the_users_stream_only_and_once(gpu):
 
 def test_a_step_waits_for_earlier_ones(gpu):
     stream, (device, host) = gpu.stream(), two_pools(gpu)
-    copies = ns.plan_blocks(device, host, [[i, i] for i in range(8)])._copies
+    copies = ns.plan_blocks(device, host, [[i, i] for i in range(8)]).copies
     recorded, waits = {}, []
     gpu.library.faults.watch("cuEventRecord", recorded.__setitem__)
     gpu.library.faults.watch(
         "cuStreamWaitEvent", lambda to, at, _: waits.append((to, recorded[at]))
     )
 
-    def run(situation):
-        work = InFlight(gpu.driver, situation.context, (copies,), captured=False)
-        steps = [Step(copies, Mode.LOOP, 1), Step(copies, Mode.LOOP, 2, (0,))]
-        submit_steps(gpu.driver, steps, situation, work)
-        work.wait()
-
-    select.in_context(gpu.driver, 0, copies.direction, select.How(stream), run)
+    steps = [Step(copies, Mode.LOOP, 1, has_waiters=True), Step(copies, Mode.LOOP, 2, (0,))]
+    run_steps(gpu, copies, steps, stream)
     first, second = (to for to, _ in waits[:2])
     assert (second, first) in waits
 
@@ -1119,7 +1142,7 @@ def test_each_direction_spreads_its_batch_over_streams_of_its_own(gpu, rng):
 
 
 def test_the_table_shows_every_mode(gpu, rng):
-    use_costs(gpu.driver, 0, flat(kernel=12_345.0, batch=120_000.0, loop=40.4))
+    set_costs(gpu.driver, 0, flat(kernel=12_345.0, batch=120_000.0, loop=40.4))
     src, dst, _ = pools(gpu, rng)
     decision = ns.plan_blocks(src, dst, ROWS).explain()
     assert decision.table().splitlines() == [
@@ -1150,7 +1173,7 @@ def test_the_table_shows_every_mode(gpu, rng):
 
 
 def test_the_table_of_parts(gpu, rng):
-    use_costs(gpu.driver, 0, WORTH_A_SPLIT)
+    set_costs(gpu.driver, 0, WORTH_A_SPLIT)
     _src, _dst, *pointers, _ = mixed_pools(gpu, rng, short=3, long=1)
     transfer = ns.swap_blocks_batch(*pointers)
     transfer.wait()
@@ -1171,7 +1194,7 @@ def test_the_table_of_parts(gpu, rng):
 def test_reasons(gpu, rng, monkeypatch):
     src, dst, _ = pools(gpu, rng)
     plan = ns.plan_blocks(src, dst, ROWS)
-    use_costs(gpu.driver, 0, flat(batch=3.0, kernel=7.0, loop=11.0))
+    set_costs(gpu.driver, 0, flat(batch=3.0, kernel=7.0, loop=11.0))
     words = "predicted: batch 3 us, kernel 7 us, loop 11 us"
     assert plan.explain().reason == words
     assert plan.explain(policy="latency").reason == f"for latency, {words}"
@@ -1200,7 +1223,7 @@ def test_reasons(gpu, rng, monkeypatch):
     forced = ns.plan_blocks(src, dst, []).explain(mode="kernel", policy="overlap")
     assert (forced.mode, forced.policy) == (Mode.KERNEL, "overlap")
     assert len(ns.plan_blocks(src, dst, ROWS[:1]).explain().estimates) == 3
-    use_costs(gpu.driver, 0, Costs(dict.fromkeys(ROUTES, (SOME, None, None)), "made up"))
+    set_costs(gpu.driver, 0, CostModel(dict.fromkeys(ROUTES, by_mode(SOME)), "made up"))
     assert plan.explain().reason == "predicted: loop 15 us"
     assert plan.explain(mode="kernel").predicted_us is None
     assert math.inf in [estimate.predicted_us for estimate in plan.explain().estimates]

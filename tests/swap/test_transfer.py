@@ -11,9 +11,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from machines import make_copies
 
 import numba_swap as ns
 from numba_swap.device import in_flight
+from numba_swap.device.devices import devices_of
 from numba_swap.driver.simulated import Fault
 
 MODES = ["batch", "loop", "kernel"]
@@ -143,20 +145,19 @@ def test_failure_names_the_copy_and_what_came_before(gpu, mode):
     library = gpu.driver.library
     plan = ns.plan_blocks(pieces, [device[i] for i in (0, 2, 1, 3)], [[0, 0]] * 0)
     assert len(plan) == 0
-    from numba_swap.copies.copies import Copies
-    from numba_swap.swap.verbs import CopyPlan
+    from numba_swap.swap.plan import CopyPlan
 
     src = np.array([piece.ctypes.data for piece in pieces], np.uint64)
     dst = np.array([base, base + 64, base + 128, base + 192], np.uint64)
     sizes = np.array([64, 64, 1 << 20, 64], np.uint64)
-    broken = CopyPlan(gpu.driver, Copies(dst, src, sizes, describe=lambda i: f"row {i}"))
+    broken = CopyPlan(devices_of(gpu.driver), make_copies(dst, src, sizes))
     with pytest.raises(ns.DriverCallError) as caught:
         broken.run(mode=mode)
     error = caught.value
     assert error.code == 1
     assert error.name == "CUDA_ERROR_INVALID_VALUE"
     assert error.failing_index == 2
-    assert "At fault is row 2; the 2 copies before it were submitted" in str(error)
+    assert "At fault is copy 2; the 2 copies before it were submitted" in str(error)
     assert f"[1] Call to {error.function} results in CUDA_ERROR_INVALID_VALUE at copy 2" in str(
         error
     )
@@ -314,8 +315,7 @@ def test_batch_is_called_in_chunks_over_several_streams(gpu, most, rng):
 
 
 def test_failing_index_counts_over_chunks(gpu):
-    from numba_swap.copies.copies import Copies
-    from numba_swap.swap.verbs import CopyPlan
+    from numba_swap.swap.plan import CopyPlan
 
     pinned, device = gpu.pinned_array(64, np.uint8), gpu.device_array((10, 64), np.uint8)
     device.copy_to_device(np.zeros((10, 64), np.uint8))
@@ -325,7 +325,7 @@ def test_failing_index_counts_over_chunks(gpu):
     sizes[7] = 1 << 20
     src = np.full(10, pinned.ctypes.data, np.uint64)
     gpu.driver.current_context()
-    plan = CopyPlan(gpu.driver, Copies(dst, src, sizes))
+    plan = CopyPlan(devices_of(gpu.driver), make_copies(dst, src, sizes))
     with ns.override(batch_descriptors=3), pytest.raises(ns.DriverCallError) as caught:
         plan.run(mode="batch", stream=gpu.stream())
     assert caught.value.failing_index == 7
@@ -396,7 +396,7 @@ def test_a_question_that_fails_says_nothing_about_the_work(gpu):
 
 
 def test_an_exception_of_any_kind_leaves_nothing_behind(gpu, monkeypatch):
-    from numba_swap.modes.kernel import launch as kernel
+    from numba_swap.modes import kernel
 
     src, dst = Holder(gpu.device_array((8, 8))), gpu.pinned_array((8, 8))
     alive = weakref.ref(src)
@@ -440,7 +440,7 @@ def test_one_plan_first_run_by_many_threads_at_once(gpu, rng):
             thread.start()
         for thread in threads:
             thread.join()
-    launches = [x for x in there._copies.prepared.values() if isinstance(x, kernel.Launch)]
+    launches = [x for x in there.copies.memo.values() if isinstance(x, kernel.Launch)]
     assert len(launches) == 1
     assert len(prepared) > 1  # several threads did get there at once
     ns.plan_blocks(dst, device, [[0, 40], [2, 42], [4, 44]]).run(mode="kernel").wait()

@@ -8,11 +8,12 @@ import pytest
 import numba_swap as ns
 from numba_swap.device.memory import MemoryKind
 from numba_swap.dispatch import settings
-from numba_swap.dispatch.cost_model import load_of
 from numba_swap.driver import current
+from numba_swap.tools import explain as explain_module
 from numba_swap.tools.cli import main
-from numba_swap.tools.explain import _copies, explain_copy, parse_size
+from numba_swap.tools.units import parse_bytes
 
+explain_copy = ns.explain_copy
 H2D, D2H, D2D = ns.Direction.H2D, ns.Direction.D2H, ns.Direction.D2D
 
 
@@ -36,6 +37,26 @@ def explain(capsys, *arguments):
     return status, output.out, output.err
 
 
+@pytest.fixture
+def workload_of(monkeypatch):
+    """What the choice that is explained is made from."""
+    seen, decide = [], explain_module.decide
+
+    def record(workload, direction, *others):
+        seen.append((workload, direction))
+        return decide(workload, direction, *others)
+
+    monkeypatch.setattr(explain_module, "decide", record)
+
+    def ask(*arguments, **keywords):
+        seen.clear()
+        explain_copy(*arguments, **keywords)
+        (asked,) = seen
+        return asked
+
+    return ask
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -50,7 +71,7 @@ def explain(capsys, *arguments):
     ],
 )
 def test_sizes_are_read(text, size):
-    assert parse_size(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize(
@@ -59,16 +80,17 @@ def test_sizes_are_read(text, size):
 )
 def test_what_is_no_size_is_refused(text, capsys):
     with pytest.raises(ValueError, match="is no size"):
-        parse_size(text)
+        parse_bytes(text)
     status, out, error = explain(capsys, "--sizes", f"4KiB,{text}")
     assert (status, out) == (2, "")
     assert error.startswith(f"numba-swap: error: {text!r} is no size up to 1024GiB: write 4096")
 
 
-def test_lengths_are_shared_out():
-    copies = _copies(H2D, [4096, 1 << 20, 100], 7, MemoryKind.PINNED)
-    assert sorted(copies.sizes.tolist()) == [100] * 2 + [4096] * 3 + [1 << 20] * 2
-    assert copies.direction is H2D
+def test_lengths_are_shared_out(workload_of):
+    workload, direction = workload_of(H2D, [4096, 1 << 20, 100], 7, host_memory=MemoryKind.PINNED)
+    assert workload.terms == ((0, 2, 2 * 100), (1, 3, 3 * 4096), (3, 2, 2 << 20))
+    assert (workload.copies, workload.nbytes) == (7, 2 * 100 + 3 * 4096 + (2 << 20))
+    assert (workload.route, direction) == ("h2d", H2D)
 
 
 @pytest.mark.parametrize("direction", [H2D, D2H, D2D])
@@ -90,6 +112,49 @@ def test_the_same_is_chosen_as_for_arrays(direction):
                 assert made == real
                 with ns.override(driver_version=(12, 4)):
                     assert explain_copy(direction, [size], count, **how) == plan.explain(**how)
+
+
+def test_words_and_members_mean_the_same():
+    expected = explain_copy(D2H, [4096], 64, host_memory=MemoryKind.PAGEABLE)
+    assert expected.direction is D2H
+    for direction in ("d2h", " D2H", "device to host"):
+        for sizes in (4096, np.int64(4096), (4096,), np.array([4096, 4096], np.int32)):
+            assert explain_copy(direction, sizes, 64, host_memory="pageable") == expected
+    assert explain_copy("h2d", 64, 1).direction is H2D
+    assert explain_copy("d2d", 64, 1, host_memory="pageable").direction is D2D
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"direction": "up"}, "direction='up' is none of 'h2d', 'd2h', 'd2d'"),
+        ({"direction": ns.Direction.H2H}, "direction=.* is none of 'h2d'"),
+        ({"direction": None}, "direction=None is none of"),
+        ({"host_memory": "device"}, "host_memory='device' is none of 'pinned', 'pageable', 'ma"),
+        ({"host_memory": None}, "host_memory=None is none of"),
+        ({"sizes": []}, "sizes is empty"),
+        ({"sizes": [4096, 0]}, "sizes=0 is no positive integer"),
+        ({"sizes": 4096.0}, "sizes=4096.0 is no positive integer"),
+        ({"sizes": "4KiB"}, "sizes='4KiB' is no positive integer"),
+        ({"sizes": [1 << 41]}, "sizes=2199023255552 is more than 1024GiB"),
+        ({"sizes": [1 << 70]}, "is more than 1024GiB"),
+        ({"count": 0}, "count=0 is no positive integer"),
+        ({"count": 1.5}, "count=1.5 is no positive integer"),
+        ({"max_blocks": 0}, "max_blocks=0 is no positive integer"),
+        ({"mode": "fast"}, "mode='fast' is no mode"),
+        ({"policy": "fast"}, "policy='fast' is no policy"),
+        ({"driver_version": "new"}, "'new' is not a driver version"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, message):
+    arguments = {"direction": "h2d", "sizes": 4096, "count": 64} | wrong
+    with pytest.raises(ns.BadArgumentError, match=message):
+        explain_copy(**arguments)
+
+
+def test_a_driver_too_old_is_none():
+    with pytest.raises(ns.DriverUnavailableError, match=r"older than CUDA 11\.3"):
+        explain_copy("h2d", 4096, 64, driver_version="11.2")
 
 
 def test_managed_memory_counts_as_the_devices():
@@ -217,7 +282,7 @@ def test_the_driver_that_is_here_answers():
     assert explain_copy(H2D, [64], 1).driver_version == (13, 0)
 
 
-def test_alignment_of_the_lengths_counts():
-    whole, odd = (_copies(H2D, [size], 8, MemoryKind.PINNED) for size in (4096, 4097))
-    assert load_of(whole).alignment_bits % 16 == 0
-    assert load_of(odd).alignment_bits % 2 == 1
+def test_alignment_of_the_lengths_counts(workload_of):
+    whole, odd = (workload_of(H2D, [size], 8)[0] for size in (4096, 4097))
+    assert whole.alignment_bits % 16 == 0
+    assert odd.alignment_bits % 2 == 1

@@ -172,6 +172,8 @@ class Functions:
         places = (c_void_p * count).from_address(values)
         for code, place in zip((c_int * count).from_address(attributes), places, strict=True):
             value = pointer_attribute(code, address, allocation)
+            if code == abi.POINTER_DEVICE_POINTER and self.context is None:
+                value = c_uint64(0)  # told in a context only (driver 580)
             ctypes.memmove(place, ctypes.byref(value), ctypes.sizeof(value))
 
     def cuMemcpyAsync(self, dst: int, src: int, nbytes: int, stream: int | None) -> None:

@@ -1,7 +1,7 @@
 """The copy kernel, as Numba source. Importing this module imports Numba-CUDA.
 
-A team of threads, a power of two and at most a warp, takes one copy, or one piece of a long copy,
-after another. Where source and destination have the same remainder modulo 16, the team copies
+A tile of threads, a power of two and at most a warp, takes one copy, or one chunk of a long copy,
+after another. Where source and destination have the same remainder modulo 16, the tile copies
 single bytes up to the first 16-byte boundary, then 16 bytes a thread with four loads in flight,
 then the last bytes; otherwise the widest access that both addresses allow after such a head.
 All arithmetic is in signed 64-bit
@@ -22,15 +22,15 @@ KERNEL_SIGNATURE = "void(int64, int64, int64, int64, int64, int64, int64)"
 
 
 def _copy_words(load: Any, store: Any, width: int) -> Any:
-    """Make the function that copies `count` aligned words of `width` bytes with one team."""
+    """Make the function that copies `count` aligned words of `width` bytes with one tile."""
 
-    def copy(dst, src, count, lane, team):  # type: ignore[no-untyped-def]
-        word = lane
-        while word + 3 * team < count:
+    def copy(dst, src, count, rank, tile):  # type: ignore[no-untyped-def]
+        word = rank
+        while word + 3 * tile < count:
             first = word * width
-            second = first + team * width
-            third = second + team * width
-            fourth = third + team * width
+            second = first + tile * width
+            third = second + tile * width
+            fourth = third + tile * width
             a = load(src + first)
             b = load(src + second)
             c = load(src + third)
@@ -39,10 +39,10 @@ def _copy_words(load: Any, store: Any, width: int) -> Any:
             store(dst + second, b)
             store(dst + third, c)
             store(dst + fourth, d)
-            word += 4 * team
+            word += 4 * tile
         while word < count:
             store(dst + word * width, load(src + word * width))
-            word += team
+            word += tile
 
     return copy
 
@@ -50,7 +50,7 @@ def _copy_words(load: Any, store: Any, width: int) -> Any:
 def _copy_parts(wide: Any, words8: Any, words4: Any, words1: Any) -> Any:
     """Make the function that copies any number of bytes between any two addresses."""
 
-    def copy(dst, src, size, lane, team):  # type: ignore[no-untyped-def]
+    def copy(dst, src, size, rank, tile):  # type: ignore[no-untyped-def]
         apart = dst ^ src
         width = 1
         if apart & 15 == 0:
@@ -63,18 +63,18 @@ def _copy_parts(wide: Any, words8: Any, words4: Any, words1: Any) -> Any:
         count = (size - head) // width
         body = count * width
         if head > 0:
-            words1(dst, src, head, lane, team)
+            words1(dst, src, head, rank, tile)
         if width == 16:
-            wide(dst + head, src + head, count, lane, team)
+            wide(dst + head, src + head, count, rank, tile)
         elif width == 8:
-            words8(dst + head, src + head, count, lane, team)
+            words8(dst + head, src + head, count, rank, tile)
         elif width == 4:
-            words4(dst + head, src + head, count, lane, team)
+            words4(dst + head, src + head, count, rank, tile)
         else:
-            words1(dst + head, src + head, count, lane, team)
+            words1(dst + head, src + head, count, rank, tile)
         done = head + body
         if done < size:
-            words1(dst + done, src + done, size - done, lane, team)
+            words1(dst + done, src + done, size - done, rank, tile)
 
     return copy
 
@@ -96,7 +96,7 @@ _copy = device_function(
 )
 
 
-def copy_kernel(table, count, size, pieces, piece_bytes, team, aligned):  # type: ignore[no-untyped-def]
+def copy_kernel(table, count, size, chunks, chunk_bytes, tile, aligned):  # type: ignore[no-untyped-def]
     """Run the copies that a table describes.
 
     Parameters
@@ -108,57 +108,57 @@ def copy_kernel(table, count, size, pieces, piece_bytes, team, aligned):  # type
         Number of copies.
     size : int64
         Bytes of every copy, or 0.
-    pieces : int64
-        How many teams share one copy; 1 if `size` is 0.
-    piece_bytes : int64
-        Bytes of every piece but the last; not read if `pieces` is 1.
-    team : int64
-        Threads that share one piece: 1, 2, 4, 8, 16 or 32.
+    chunks : int64
+        How many tiles share one copy; 1 if `size` is 0.
+    chunk_bytes : int64
+        Bytes of every chunk but the last; not read if `chunks` is 1.
+    tile : int64
+        Threads that share one chunk: 1, 2, 4, 8, 16 or 32.
     aligned : int64
-        Not 0 if every address and length is a multiple of 16. All teams of a warp then take the
+        Not 0 if every address and length is a multiple of 16. All tiles of a warp then take the
         same way, and stay together; where each decides for itself they drift apart, which halves
         the speed of short copies.
     """
     thread = cuda.grid(1)
-    lane = thread & (team - 1)
-    teams = cuda.gridsize(1) // team
-    item = thread // team
-    items = count * pieces
+    rank = thread & (tile - 1)
+    tiles = cuda.gridsize(1) // tile
+    item = thread // tile
+    items = count * chunks
     if item >= items:
         return
     row = item
-    if pieces > 1:
-        row = item // pieces
+    if chunks > 1:
+        row = item // chunks
     dst = _load8(table + 8 * row)
     src = _load8(table + 8 * (count + row))
     length = size
     if size == 0:
         length = _load8(table + 8 * (2 * count + row))
     while item < items:
-        # The next descriptor is on its way while this piece is copied: a table in pinned host
+        # The next descriptor is on its way while this chunk is copied: a table in pinned host
         # memory then costs no waiting.
-        next_item = item + teams
+        next_item = item + tiles
         next_row = row
         next_dst = dst
         next_src = src
         next_length = length
         if next_item < items:
             next_row = next_item
-            if pieces > 1:
-                next_row = next_item // pieces
+            if chunks > 1:
+                next_row = next_item // chunks
             next_dst = _load8(table + 8 * next_row)
             next_src = _load8(table + 8 * (count + next_row))
             if size == 0:
                 next_length = _load8(table + 8 * (2 * count + next_row))
-        if pieces > 1:
-            offset = (item - row * pieces) * piece_bytes
+        if chunks > 1:
+            offset = (item - row * chunks) * chunk_bytes
             dst += offset
             src += offset
-            length = min(piece_bytes, length - offset)
+            length = min(chunk_bytes, length - offset)
         if aligned != 0:
-            _copy_aligned(dst, src, length >> 4, lane, team)
+            _copy_aligned(dst, src, length >> 4, rank, tile)
         else:
-            _copy(dst, src, length, lane, team)
+            _copy(dst, src, length, rank, tile)
         item = next_item
         row = next_row
         dst = next_dst
@@ -190,10 +190,10 @@ def python_kernel(check: Callable[[int, int], None]) -> Any:
     )
 
     def checked(copy: Any, width: int) -> Any:
-        def copy_if_allowed(dst: int, src: int, count: int, lane: int, team: int) -> None:
+        def copy_if_allowed(dst: int, src: int, count: int, rank: int, tile: int) -> None:
             check(dst, count * width)
             check(src, count * width)
-            copy(dst, src, count, lane, team)
+            copy(dst, src, count, rank, tile)
 
         return copy_if_allowed
 

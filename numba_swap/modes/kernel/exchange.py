@@ -6,35 +6,34 @@ direction, moved 65 to 75.
 
 from __future__ import annotations
 
-from numba_swap.copies.copies import Direction
-from numba_swap.copies.pairs import Pairs
+from numba_swap.copies.copies import Direction, Pairs, PinnedTable
+from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
-from numba_swap.dispatch.ranking import Situation
-from numba_swap.driver.calls import Driver
-from numba_swap.modes.kernel.launch import make_launch, tabulate, why_not_in_principle
+from numba_swap.dispatch.conditions import Conditions, LaunchContext
+from numba_swap.modes.kernel import launch as copy_mode
 from numba_swap.modes.kernel.loading import load_kernel, why_not_loaded
-
-_BLOCKS = 48
-_THREADS = 512
-
-
-def why_not(driver: Driver, pairs: Pairs, situation: Situation) -> str | None:
-    """Return why the pairs cannot run so; None if they can."""
-    if (pairs.out.direction, pairs.into.direction) not in _OVER_A_LINK:
-        return "only blocks between host and device are exchanged pair by pair"
-    if not pairs.width:
-        return "some address or length is no multiple of 4 bytes"
-    for copies in (pairs.out, pairs.into):
-        obstacle = why_not_in_principle(driver, copies, situation)
-        if obstacle is not None:
-            return obstacle
-    return why_not_loaded(driver, situation.device, "exchange")
-
+from numba_swap.modes.kernel.table import Launch, build_table, make_launch
 
 _OVER_A_LINK = {(Direction.D2H, Direction.H2D), (Direction.H2D, Direction.D2H)}
 
 
-def submit(driver: Driver, pairs: Pairs, situation: Situation, work: InFlight) -> None:
+def why_not(pairs: Pairs, conditions: Conditions) -> str | None:
+    """Return why the pairs cannot run so; None if they can, once the kernel is loaded."""
+    if (pairs.out.direction, pairs.into.direction) not in _OVER_A_LINK:
+        return "only blocks between host and device are exchanged pair by pair"
+    if not pairs.width:
+        return "some address or length is no multiple of 4 bytes"
+    return copy_mode.why_not(pairs.out.ends, conditions) or copy_mode.why_not(
+        pairs.into.ends, conditions
+    )
+
+
+def load(device: Device) -> str | None:
+    """Do what `launch.load` does, for the kernel of exchanges."""
+    return why_not_loaded(device, "exchange")
+
+
+def submit(pairs: Pairs, launch: LaunchContext, work: InFlight) -> None:
     """Enqueue the pairs in their stream.
 
     Raises
@@ -43,20 +42,43 @@ def submit(driver: Driver, pairs: Pairs, situation: Situation, work: InFlight) -
         If the driver refuses the launch; nothing was copied.
     """
     work.hold(pairs)
-    key = submit, situation.device, situation.max_blocks
-    launch = pairs.prepared.get(key)
-    if launch is None:
-        out, into = pairs.out, pairs.into
-        table = tabulate(driver, (out.dst, out.src, into.dst, into.src), out)
-        function = load_kernel(driver, situation.device, "exchange")
-        made = make_launch(driver, function, table, _THREADS, _BLOCKS, pairs.width, situation)
+    key = _key(launch.device, launch.conditions.max_blocks)
+    kernel: Launch | None = pairs.memo.get(key)
+    if kernel is None:
         # Two threads may get here at once: both must use, and hold, the one that is kept.
-        launch = pairs.prepared.setdefault(key, made)
-    driver.launch_kernel(
-        launch.function,
-        launch.blocks,
-        launch.threads,
-        situation.stream,
-        launch.arguments,
-        work.event,
+        kernel = pairs.memo.setdefault(key, _prepare(pairs, launch))
+    launch.driver.launch_kernel(
+        kernel.function, kernel.blocks, kernel.threads, launch.stream, kernel.arguments
     )
+
+
+def find_launch(pairs: Pairs, device: Device, max_blocks: int | None) -> Launch:
+    """Return the launch of pairs that ran."""
+    kernel: Launch = pairs.memo[_key(device, max_blocks)]
+    return kernel
+
+
+def _key(device: Device, max_blocks: int | None) -> tuple[object, ...]:
+    return Launch, device, max_blocks
+
+
+def _prepare(pairs: Pairs, launch: LaunchContext) -> Launch:
+    device, out, into = launch.device, pairs.out, pairs.into
+    table = build_table(device, (out.dst, out.src, into.dst, into.src), out, _common_table(pairs))
+    return make_launch(
+        device,
+        load_kernel(device, "exchange"),
+        table,
+        device.tuning.exchange_threads,
+        device.tuning.exchange_blocks,
+        pairs.width,
+        launch.conditions.max_blocks,
+    )
+
+
+def _common_table(pairs: Pairs) -> PinnedTable | None:
+    """Return where all four columns stand one after the other, if they do."""
+    out, into = pairs.out.table, pairs.into.table
+    if out is None or into is None or into.buffer is not out.buffer:
+        return None
+    return out if into.address == out.address + 16 * len(pairs) else None

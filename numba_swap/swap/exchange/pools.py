@@ -1,79 +1,189 @@
-"""The two pools of blocks of an exchange."""
+"""The two pools of blocks of an exchange, and the copies of rows between them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_swap.copies.arrays import view_array
-from numba_swap.copies.copies import Copies
-from numba_swap.copies.from_arrays import Names, pair_layers, plan_array_blocks
-from numba_swap.copies.layout import match_blocks
+from numba_swap import native
+from numba_swap.copies.copies import Copies, PinnedTable
+from numba_swap.copies.from_arrays import ArgumentNames, LayerPair, device_of, plan_layers
 from numba_swap.copies.mapping import Integers
-from numba_swap.dispatch.partition import Rows
-from numba_swap.driver.calls import Driver
+from numba_swap.copies.provenance import Rows
+from numba_swap.device.devices import Devices
+from numba_swap.device.tuning import Tuning
 from numba_swap.errors import BadPlanError
 
-_OUT = Names("page_out", "device", "host")
-_IN = Names("page_in", "host", "device")
+OUT_NAMES = ArgumentNames("page_out", "device", "host")
+IN_NAMES = ArgumentNames("page_in", "host", "device")
 
 
-class PoolPair:
-    """The two arrays, or layers of arrays, between which blocks are exchanged."""
+class PlannedRows(NamedTuple):
+    """Both directions of an exchange, as copies in the order of the rows.
 
-    def __init__(self, driver: Driver, device: Any, host: Any, block_axis: int) -> None:
-        self.driver = driver
-        self.device = device
-        self.host = host
-        self.block_axis = block_axis
-        if isinstance(device, (list, tuple)) or isinstance(host, (list, tuple)):
-            layers = pair_layers(device, host, _OUT)
-        else:
-            layers = [(device, host)]
-        layouts = []
-        self._spans: list[tuple[tuple[int, int], tuple[int, int]]] = []
-        self.layers = len(layers)
-        for array, other in layers:
-            view, back = view_array(array, "device"), view_array(other, "host")
-            layout = match_blocks(view, back, block_axis, "device and host")
-            layouts.append(layout)
-            ends = ((view.address, layout.src_extent), (back.address, layout.dst_extent))
-            front, rear = ((at + low, at + high) for at, (low, high) in ends)
-            self._spans.append((front, rear))
-            layouts.append(match_blocks(back, view, block_axis, "host and device"))
-        # How many runs a block of each layer has; none if blocks are empty.
-        self._runs = [len(a.src_offsets) if a.run_bytes else 0 for a in layouts[::2]]
-        self.one_run = self._runs == [1]
-        # Runs go in the order of their destinations, which may not be the same in both directions:
-        # where each run of what goes out stands among those of what comes in.
-        self._counterparts = [
-            np.argsort(into.dst_offsets)[np.argsort(np.argsort(out.src_offsets))][:runs]
-            for out, into, runs in zip(layouts[::2], layouts[1::2], self._runs, strict=True)
-        ]
-        self.same_order = all(
-            np.array_equal(runs, np.arange(len(runs))) for runs in self._counterparts
-        )
-        # Blocks are cut into runs where both pools are contiguous, whichever is the source.
-        self.same_runs = all(
-            out.run_bytes == into.run_bytes
-            and np.array_equal(out.src_offsets[: len(runs)], into.dst_offsets[runs])
-            and np.array_equal(out.dst_offsets[: len(runs)], into.src_offsets[runs])
-            for out, into, runs in zip(layouts[::2], layouts[1::2], self._counterparts, strict=True)
-        )
-        self.tangled = any(layout.tangled for layout in layouts)
-        # How many blocks the largest layer has, of the device and of the host.
+    Attributes
+    ----------
+    out, into : Copies
+        What goes out and what comes in, one copy for every run of every block.
+    shared : tuple of bool or None
+        Where rows of the same number go together as they stand: whether what comes in overwrites
+        a slot that goes out, and what goes out a block that comes in.
+    """
+
+    out: Copies
+    into: Copies
+    shared: tuple[bool, bool] | None = None
+
+
+class ExchangePools:
+    """The arrays, or layers of arrays, between which blocks are exchanged.
+
+    Parameters
+    ----------
+    devices : Devices
+        The GPUs.
+    outgoing : list of LayerPair
+        From the one pool to the other, read once.
+
+    Attributes
+    ----------
+    outgoing, incoming : list of LayerPair
+        The arrays, for copies either way.
+    may_alias : bool
+        Whether different blocks of a pool may share bytes.
+    blocks : tuple of int
+        How many blocks the largest layer has, of the device and of the host.
+    block_bytes : int
+        Bytes of a block, of all layers.
+    """
+
+    def __init__(self, devices: Devices, outgoing: list[LayerPair]) -> None:
+        self._devices = devices
+        self.outgoing = outgoing
+        self.incoming = [pair.reversed() for pair in outgoing]
+        both = [*self.outgoing, *self.incoming]
+        self.may_alias = any(pair.layout.may_alias for pair in both)
         self.blocks = (
-            max((layout.src_blocks for layout in layouts[::2]), default=0),
-            max((layout.src_blocks for layout in layouts[1::2]), default=0),
+            max((pair.layout.src_blocks for pair in self.outgoing), default=0),
+            max((pair.layout.src_blocks for pair in self.incoming), default=0),
         )
+        # How many runs a block of each layer has; none if blocks are empty.
+        self._runs = [
+            len(pair.layout.src_offsets) if pair.layout.run_bytes else 0 for pair in outgoing
+        ]
+        self.one_run = self._runs == [1]
         self.block_bytes = sum(
-            runs * layout.run_bytes for runs, layout in zip(self._runs, layouts[::2], strict=True)
+            runs * pair.layout.run_bytes for runs, pair in zip(self._runs, outgoing, strict=True)
         )
 
-    def check_apart(self, out: Copies, into: Copies) -> None:
+    @cached_property
+    def _counterparts(self) -> list[Rows]:
+        """Where each run of what goes out stands among those of what comes in.
+
+        Runs go in the order of their destinations, which may not be the same both ways.
+        """
+        return [
+            np.argsort(into.layout.dst_offsets)[np.argsort(np.argsort(out.layout.src_offsets))][
+                :runs
+            ]
+            for out, into, runs in zip(self.outgoing, self.incoming, self._runs, strict=True)
+        ]
+
+    @cached_property
+    def same_order(self) -> bool:
+        """Whether the runs of a block go in the same order both ways."""
+        return all(np.array_equal(runs, np.arange(len(runs))) for runs in self._counterparts)
+
+    @cached_property
+    def same_runs(self) -> bool:
+        """Whether blocks are cut into the same runs both ways: where both are contiguous."""
+        return all(
+            out.layout.run_bytes == into.layout.run_bytes
+            and np.array_equal(out.layout.src_offsets[: len(runs)], into.layout.dst_offsets[runs])
+            and np.array_equal(out.layout.dst_offsets[: len(runs)], into.layout.src_offsets[runs])
+            for out, into, runs in zip(
+                self.outgoing, self.incoming, self._counterparts, strict=True
+            )
+        )
+
+    def plan(self, out_rows: Integers, in_rows: Integers, tuning: Tuning) -> PlannedRows:
+        """Turn the rows of both directions into copies.
+
+        Raises
+        ------
+        BadPlanError, UnsupportedArrayError
+            If they are not possible or not well defined.
+        """
+        pairs = self._plan_pairs(out_rows, in_rows) if self._may_be_pairs(out_rows) else None
+        if pairs is None:
+            pairs = PlannedRows(
+                plan_layers(
+                    self._devices, self.outgoing, out_rows, "page_out", tuning, in_order=True
+                ),
+                plan_layers(
+                    self._devices, self.incoming, in_rows, "page_in", tuning, in_order=True
+                ),
+            )
+        self._check_apart(pairs.out, pairs.into)
+        self._check_layers(pairs.out, pairs.into)
+        return pairs
+
+    def _may_be_pairs(self, out_rows: Integers) -> bool:
+        """Whether rows may be looked at as pairs: nothing but ids tells which of them meet."""
+        return (
+            self.one_run
+            and not self.may_alias
+            and self.same_runs
+            and len(out_rows) > 0
+            and not (self.outgoing[0].src.view.readonly or self.outgoing[0].dst.view.readonly)
+            and all(len(array.allocations) == 1 for array in self._arrays)
+        )
+
+    @property
+    def _arrays(self) -> Sequence[Any]:
+        return self.outgoing[0].src, self.outgoing[0].dst
+
+    def _plan_pairs(self, out_rows: Integers, in_rows: Integers) -> PlannedRows | None:
+        """Place the rows of both directions in one table, if they go together as they stand."""
+        rows, (pair,) = len(out_rows), self.outgoing
+        buffer = self._devices.host_buffers.take(32 * rows, device_of(self.outgoing))
+        layout, words = pair.layout, buffer.words[: 4 * rows]
+        neighbours, slots, blocks = native.pairing.place_pairs(
+            out_rows,
+            in_rows,
+            (pair.src.address, layout.src_step, layout.src_blocks),
+            (pair.dst.address, layout.dst_step, layout.dst_blocks),
+            layout.run_bytes,
+            words,
+        )
+        if neighbours < 0:
+            return None
+        copies = []
+        for i, (some, name) in enumerate(
+            ((pair, "page_out"), (self.incoming[0], "page_in")),
+        ):
+            table = PinnedTable(buffer, buffer.address + 16 * rows * i)
+            dst, src = (words[(2 * i + j) * rows : (2 * i + j + 1) * rows] for j in (0, 1))
+            copies.append(
+                Copies(
+                    dst,
+                    src,
+                    layout.run_bytes,
+                    some.ends,
+                    some.rows((dst, src), name, table),
+                    table=table,
+                    alignment_bits=some.alignment_bits,
+                    mergeable=neighbours > 0,
+                )
+            )
+        out, into = copies
+        return PlannedRows(out, into, (slots > 0, blocks > 0))
+
+    def _check_apart(self, out: Copies, into: Copies) -> None:
         """Refuse pools that share memory: then nothing says what is to be read first.
 
         Raises
@@ -81,10 +191,11 @@ class PoolPair:
         BadPlanError
             If a block of one overlaps a block of the other.
         """
+        spans = [(pair.src.span, pair.dst.span) for pair in self.outgoing]
         if not any(
             start < other_stop and other_start < stop
-            for (start, stop), _ in self._spans
-            for _, (other_start, other_stop) in self._spans
+            for (start, stop), _ in spans
+            for _, (other_start, other_stop) in spans
         ):
             return
         fronts = _intervals([(out.src, out.sizes), (into.dst, into.sizes)])
@@ -103,10 +214,12 @@ class PoolPair:
                 "pools apart from each other; within one array, use swap_blocks"
             )
 
-    def check_layers(self, out: Copies, into: Copies) -> None:
+    def _check_layers(self, out: Copies, into: Copies) -> None:
         """Note whether layers of one pool share bytes: then ids do not tell which rows meet."""
+        if len(self.outgoing) == 1:
+            return
         for side, (some, others) in enumerate(((out.src, into.dst), (out.dst, into.src))):
-            spans = sorted(ends[side] for ends in self._spans)
+            spans = sorted((pair.src, pair.dst)[side].span for pair in self.outgoing)
             if all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans)):
                 continue
             begins, ends = _intervals([(some, out.sizes), (others, into.sizes)])
@@ -114,22 +227,11 @@ class PoolPair:
             order = np.argsort(begins)
             begins, ends, owner = begins[order], ends[order], layers[order]
             same = (begins[1:] == begins[:-1]) & (owner[1:] == owner[:-1])
-            self.tangled |= bool(((begins[1:] < ends[:-1]) & ~same).any())
+            self.may_alias |= bool(((begins[1:] < ends[:-1]) & ~same).any())
 
     def _layers_of(self, copies: Copies) -> Rows:
         rows = len(copies) // max(1, sum(self._runs))
         return np.repeat(np.arange(len(self._runs)), np.multiply(self._runs, rows))
-
-    def plan_out(self, rows: Integers) -> Copies:
-        """Return the copies of rows that go out: in order, one of every run of every block."""
-        return self._plan(self.device, self.host, rows, _OUT)
-
-    def plan_in(self, rows: Integers) -> Copies:
-        """Return the copies of rows that come in."""
-        return self._plan(self.host, self.device, rows, _IN)
-
-    def _plan(self, src: Any, dst: Any, rows: Integers, names: Names) -> Copies:
-        return plan_array_blocks(self.driver, src, dst, rows, self.block_axis, names, in_order=True)
 
     def runs_of(self, rows: Rows, count: int, *, as_out: bool = False) -> Rows:
         """Return where the copies of some rows stand among those of `count` rows.
@@ -139,7 +241,7 @@ class PoolPair:
         rows : ndarray of int
             Indices of rows.
         count : int
-            How many rows `plan_out` or `plan_in` was given.
+            How many rows there are in that direction.
         as_out : bool, optional
             Return the runs of what comes in, in the order of those of what goes out.
         """

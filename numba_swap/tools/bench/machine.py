@@ -1,4 +1,4 @@
-"""What a measurement was made on: device, driver, versions, commit."""
+"""What a measurement was made on: device, driver, versions, commit, clocks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from numba_swap.tools.info.driver_info import driver_info
+
+_CLOCK_FIELDS = {
+    "clocks.sm": "sm_mhz",
+    "clocks.mem": "memory_mhz",
+    "temperature.gpu": "temperature_c",
+    "power.draw": "power_w",
+}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -40,14 +47,47 @@ def describe_machine() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     """Ask git about the checkout that this package runs from; None if it is none."""
+    return _ask("git", "-C", str(Path(__file__).parent), *arguments)
+
+
+def _ask(*command: str) -> str | None:
+    """Return what a program answers; None if it is not there, fails or hangs."""
     try:
         result = subprocess.run(  # noqa: S603
-            ["git", "-C", str(Path(__file__).parent), *arguments],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
+            command, capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
+
+
+def read_clocks() -> dict[str, float | None] | None:
+    """Ask ``nvidia-smi`` for clocks, temperature and power of GPU 0; None if it cannot tell.
+
+    Returns
+    -------
+    dict or None
+        ``sm_mhz``, ``memory_mhz``, ``temperature_c``, ``power_w``, each None if not supported.
+    """
+    answer = _ask(
+        "nvidia-smi",
+        f"--query-gpu={','.join(_CLOCK_FIELDS)}",
+        "--format=csv,noheader,nounits",
+        "--id=0",
+    )
+    return None if answer is None else parse_clocks(answer)
+
+
+def parse_clocks(text: str) -> dict[str, float | None] | None:
+    """Read the first line of what ``nvidia-smi`` answers; None if it is something else."""
+    words = [word.strip() for word in text.strip().partition("\n")[0].split(",")]
+    if len(words) != len(_CLOCK_FIELDS):
+        return None
+    clocks: dict[str, float | None] = {}
+    for name, word in zip(_CLOCK_FIELDS.values(), words, strict=True):
+        try:
+            value = float(word)
+        except ValueError:
+            value = float("nan")
+        clocks[name] = value if value >= 0 and value != float("inf") else None
+    return clocks

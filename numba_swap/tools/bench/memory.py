@@ -1,130 +1,119 @@
-"""Pools of blocks to copy between, and random mappings over them."""
+"""Memory to copy between, cut into blocks, and random mappings over it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from numba_swap.copies.copies import Direction
-from numba_swap.driver.calls import Driver
-from numba_swap.driver.current import default_driver
-from numba_swap.driver.simulated.gpu import SimulatedGPU
+from numba_swap.tools.bench.gpu import BenchGPU, Bytes, address_of
 
-GIB = 1 << 30
+Mapping = npt.NDArray[np.int64]
 
 
-class _DeviceBlocks:
-    """Device memory as a two-dimensional array of bytes."""
-
-    def __init__(self, owner: Any, size: int, nbytes: int) -> None:
-        self._owner = owner
-        interface = owner.__cuda_array_interface__
-        self.__cuda_array_interface__ = {
-            **interface,
-            "shape": (nbytes // size, size),
-            "strides": None,
-        }
-
-
-def as_blocks(array: Any, size: int, nbytes: int) -> Any:
-    """Return the first bytes of an array of bytes, of any kind, as blocks of a size."""
-    if isinstance(array, np.ndarray):
-        return array[: nbytes // size * size].reshape(-1, size)
-    return _DeviceBlocks(array, size, nbytes)
-
-
-def allocator(driver: Driver) -> Any:
-    """Return what makes arrays (``pinned_array``, ``device_array``) for a driver."""
-    if driver.simulated:
-        return SimulatedGPU(driver)
-    from numba import cuda
-
-    return cuda
-
-
-class Pools:
-    """One pinned host array and two device arrays, cut into blocks at will.
+def scatter(rng: np.random.Generator, count: int, *blocks: int) -> Mapping:
+    """Return rows of random blocks of each side, none a neighbour of another: none are merged.
 
     Parameters
     ----------
+    rng : Generator
+        Where the randomness comes from.
+    count : int
+        How many rows.
+    *blocks : int
+        How many blocks there are of each side, at least twice as many.
+    """
+    columns = [2 * rng.permutation(number // 2)[:count] for number in blocks]
+    return np.ascontiguousarray(np.stack(columns, axis=1).astype(np.int64))
+
+
+class BenchMemory:
+    """Arrays of bytes of the host and the device, taken when they are first asked for.
+
+    Parameters
+    ----------
+    gpu : BenchGPU
+        Where.
     host_bytes, device_bytes : int
-        Size of each.
+        Size of each array.
     seed : int
-        Seed of contents and mappings.
+        Seed of the mappings.
 
     Attributes
     ----------
-    host, device, other_device : array of uint8
-        The memory. The host's holds random bytes.
-    driver : Driver
-        The driver that all is measured on.
-    stream : int
-        A stream of its own.
+    gpu : BenchGPU
+        Where.
+    host_bytes, device_bytes : int
+        Size of each array.
     """
 
-    def __init__(self, host_bytes: int = GIB, device_bytes: int = 2 * GIB, seed: int = 0) -> None:
-        from numba import cuda
-
-        self.driver: Driver = default_driver()
-        self.driver.current_context()
+    def __init__(self, gpu: BenchGPU, host_bytes: int, device_bytes: int, seed: int = 0) -> None:
+        self.gpu = gpu
+        self.host_bytes, self.device_bytes = host_bytes, device_bytes
         self._rng = np.random.default_rng(seed)
-        self.host: npt.NDArray[np.uint8] = cuda.pinned_array(host_bytes, np.uint8)
-        self.host[:] = np.frombuffer(self._rng.bytes(host_bytes), dtype=np.uint8)
-        self.device: Any = cuda.device_array(device_bytes, np.uint8)
-        self.other_device: Any = cuda.device_array(device_bytes, np.uint8)
-        self.device[:host_bytes].copy_to_device(self.host)
-        self.stream = self.driver.create_stream()
-        self._event = self.driver.create_event()
+        self._host: dict[str, Bytes] = {}
+        self._device: dict[str, Any] = {}
 
-    def blocks(self, direction: Direction, block_bytes: int) -> tuple[Any, Any]:
-        """Return source and destination as two-dimensional arrays of blocks."""
-        source, destination = {
-            Direction.H2D: (self.host, self.device),
-            Direction.D2H: (self.device[: self.host.size], self.host),
-            Direction.D2D: (self.device, self.other_device),
-        }[direction]
-        return source.reshape(-1, block_bytes), destination.reshape(-1, block_bytes)
+    def host(self, kind: str = "pinned") -> Bytes:
+        """Return the host's memory of a kind; see `BenchGPU.host_bytes`."""
+        if kind not in self._host:
+            self._host[kind] = self.gpu.host_bytes(kind, self.host_bytes)
+        return self._host[kind]
 
-    def mapping(self, source: Any, destination: Any, count: int) -> npt.NDArray[np.int64]:
-        """Return a random mapping of `count` rows without neighbouring blocks."""
-        columns = [
-            2 * self._rng.permutation(array.shape[0] // 2)[:count]
-            for array in (source, destination)
-        ]
-        return np.stack(columns, axis=1)
+    def device(self, name: str = "device") -> Any:
+        """Return the device memory of a name."""
+        if name not in self._device:
+            self._device[name] = self.gpu.device_bytes(self.device_bytes)
+        return self._device[name]
 
-    def addresses(self, direction: Direction) -> tuple[int, int]:
-        """Return where source and destination begin."""
-        host = self.host.ctypes.data
-        device, other = (
-            array.__cuda_array_interface__["data"][0] for array in (self.device, self.other_device)
+    def sides(self, direction: Direction, kind: str = "pinned") -> tuple[Any, Any, int]:
+        """Return source, destination, and how many bytes of the source there is room for."""
+        if direction is Direction.D2D:
+            return self.device(), self.device("other device"), self.device_bytes
+        host, device = self.host(kind), self.device()
+        nbytes = min(self.host_bytes, self.device_bytes)
+        return (host, device, nbytes) if direction is Direction.H2D else (device, host, nbytes)
+
+    def blocks(
+        self, direction: Direction, block_bytes: int, kind: str = "pinned", most: int | None = None
+    ) -> tuple[Any, Any]:
+        """Return source and destination as new arrays of shape (blocks, block_bytes).
+
+        Parameters
+        ----------
+        direction : Direction
+            Between which sides.
+        block_bytes : int
+            Size of a block.
+        kind : str
+            Of the host's memory.
+        most : int, optional
+            Only the first so many bytes of both. Else the blocks of a destination on the device
+            are scattered over all of its memory.
+        """
+        source, destination, nbytes = self.sides(direction, kind)
+        whole = self.device_bytes if direction is Direction.H2D else nbytes
+        as_blocks = self.gpu.as_blocks
+        return (
+            as_blocks(source, block_bytes, nbytes if most is None else most),
+            as_blocks(destination, block_bytes, whole if most is None else most),
         )
-        return {
-            Direction.H2D: (host, device),
-            Direction.D2H: (device, host),
-            Direction.D2D: (device, other),
-        }[direction]
 
-    def copy_contiguous(self, direction: Direction, nbytes: int = GIB) -> None:
-        """Copy one contiguous range with one driver call, and wait: the ceiling."""
-        src, dst = self.addresses(direction)
-        self.driver.memcpy_async(dst, src, nbytes, self.stream)
-        self.wait()
+    def mapping(self, source: Any, destination: Any, count: int) -> Mapping:
+        """Return a random mapping of `count` rows without neighbouring blocks."""
+        return scatter(self._rng, count, source.shape[0], destination.shape[0])
 
-    def copy_both_ways(self, other_stream: int) -> None:
-        """Copy half a GiB in each direction of the link at once, and wait: the duplex ceiling."""
-        half, driver = GIB // 2, self.driver
-        host = self.host.ctypes.data
-        device = self.device.__cuda_array_interface__["data"][0]
-        driver.memcpy_async(device, host, half, self.stream)
-        driver.memcpy_async(host + half, device + half, half, other_stream)
-        driver.record_event(self._event, other_stream)
-        driver.synchronize_event(self._event)
-        self.wait()
+    def contiguous(self, direction: Direction, nbytes: int) -> Callable[[], None]:
+        """Return what copies one contiguous range with one driver call, and waits: the ceiling."""
+        source, destination, _ = self.sides(direction)
+        src, dst = address_of(source), address_of(destination)
+        copy, wait, stream = self.gpu.driver.memcpy_async, self.gpu.wait, self.gpu.stream
 
-    def wait(self) -> None:
-        """Wait for the stream."""
-        self.driver.record_event(self._event, self.stream)
-        self.driver.synchronize_event(self._event)
+        def action() -> None:
+            copy(dst, src, nbytes, stream)
+            wait()
+
+        return action

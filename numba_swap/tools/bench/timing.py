@@ -1,13 +1,16 @@
-"""Wall-clock samples, raw."""
+"""Wall-clock samples, raw, of one thing or of several in turn."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 _NS = 1_000_000_000
+Action = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass
@@ -34,11 +37,12 @@ class Samples:
 
 
 def measure(
-    action: Callable[[], object],
+    action: Action,
     *,
     repeats: int,
     warmups: int = 2,
-    before: Callable[[], object] | None = None,
+    before: Action | None = None,
+    into: Samples | None = None,
 ) -> Samples:
     """Time an action several times.
 
@@ -50,8 +54,10 @@ def measure(
         How often it is counted, and how often it runs before that.
     before : callable, optional
         Runs before each, not timed.
+    into : Samples, optional
+        Where to add the values, instead of new ones.
     """
-    samples = Samples()
+    samples = Samples() if into is None else into
     for i in range(warmups + repeats):
         if before is not None:
             before()
@@ -62,25 +68,72 @@ def measure(
     return samples
 
 
-def measure_in_turn(
-    actions: Mapping[str, Callable[[], object]], *, repeats: int, warmups: int = 2
-) -> dict[str, Samples]:
-    """Time several actions round by round, so that what drifts drifts for all of them.
+def take_in_turn(
+    take: Mapping[Name, Action],
+    orders: Iterable[Iterable[Name]],
+    check: Callable[[], object] = lambda: None,
+) -> Iterator[int]:
+    """Let several things take their samples round by round; yield how many rounds are whole.
+
+    What drifts meanwhile, a clock or a temperature, drifts for all of them.
 
     Parameters
     ----------
-    actions : mapping of str to callable
+    take : mapping of callable
+        Takes a sample of each thing.
+    orders : iterable of iterable
+        For each round, the keys of `take` in the order of the samples.
+    check : callable, optional
+        Called before each sample; may raise to end it all.
+    """
+    for done, order in enumerate(orders, 1):
+        for name in order:
+            check()
+            take[name]()
+        yield done
+
+
+def measure_in_turn(
+    actions: Mapping[Name, Action],
+    *,
+    repeats: int,
+    warmups: int = 2,
+    runs: tuple[int, int] = (0, 1),
+    there_and_back: bool = False,
+    before: Callable[[Name], object] | None = None,
+    enough: tuple[int, float] | None = None,
+) -> dict[Name, Samples]:
+    """Time several actions round by round.
+
+    Parameters
+    ----------
+    actions : mapping of callable
         What is timed, by its name.
     repeats, warmups : int
         How many rounds count, and how many come before them.
+    runs : tuple of int
+        How often an action runs in its turn uncounted, to be warm again, and counted.
+    there_and_back : bool
+        Whether every other round goes the other way, so that none always follows the same other.
+    before : callable, optional
+        Gets a name before each run of that action, not timed.
+    enough : tuple of int and float, optional
+        So many rounds are enough once so many seconds are over.
     """
-    rounds = [
-        {name: measure(action, repeats=1, warmups=0).raw_ns[0] for name, action in actions.items()}
-        for _ in range(warmups + repeats)
-    ]
-    return {
-        name: Samples(
-            [taken[name] for taken in rounds[:warmups]], [taken[name] for taken in rounds[warmups:]]
+    samples = {name: Samples() for name in actions}
+
+    def turn(name: Name, warm: int, counted: int) -> Action:
+        prepare = None if before is None else lambda: before(name)
+        return lambda: measure(
+            actions[name], repeats=counted, warmups=warm, before=prepare, into=samples[name]
         )
-        for name in actions
-    }
+
+    names = list(actions)
+    orders = [names[::-1] if there_and_back and i % 2 else names for i in range(warmups + repeats)]
+    for _ in take_in_turn({name: turn(name, sum(runs), 0) for name in names}, orders[:warmups]):
+        pass
+    start = time.perf_counter()
+    for done in take_in_turn({name: turn(name, *runs) for name in names}, orders[warmups:]):
+        if enough is not None and done >= enough[0] and time.perf_counter() - start > enough[1]:
+            break
+    return samples

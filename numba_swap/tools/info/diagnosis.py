@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 from numba_swap.copies.copies import Direction, no_copies
+from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, reference_costs
-from numba_swap.dispatch.cost_model import Costs, route_key, uniform_load
-from numba_swap.dispatch.ranking import Decision, Situation, choose, rank
-from numba_swap.dispatch.settings import Mode, Settings, mode_source
+from numba_swap.dispatch.choice import decide
+from numba_swap.dispatch.conditions import Capabilities, Conditions
+from numba_swap.dispatch.cost_model import CostModel, route_key, uniform_workload
+from numba_swap.dispatch.settings import Mode, Settings
+from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
+from numba_swap.driver.entry_points import LookupResult
 from numba_swap.driver.search.candidates import Kind
-from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import ModeUnavailableError, NumbaSwapError
-from numba_swap.modes import batch, loop
-from numba_swap.modes.kernel import launch as kernel
+from numba_swap.modes import MODES
 
 # Every CUDA version with a driver that numba_swap can use, up to the newest that is simulated.
 _VERSIONS = [
@@ -37,72 +38,49 @@ _TELLING = "many blocks of 1 MiB, host to GPU"
 _COMPILER_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-nvjitlink")
 
 
-def situation_of(driver: Driver, settings: Settings) -> Situation:
-    """Return the situation of a copy in the default stream, no capture."""
-    version = settings.cap(driver.version)
-    return Situation(
-        version, version < driver.version, stream=0, context=0, capturing=False, device=0
-    )
-
-
 def choose_mode(
-    driver: Driver, settings: Settings, swap: str = _TELLING
+    capabilities: Capabilities, costs: CostModel, swap: str = _TELLING
 ) -> tuple[Mode | None, str]:
     """Return the mode that a typical swap of pinned and device memory would run, and why.
 
-    No mode means that the one forced cannot run. The kernel is not compiled for this.
+    No mode means that the one forced cannot run. Nothing is compiled, and no driver is asked.
     """
-    situation = situation_of(driver, settings)
-    modules: dict[Mode, ModuleType] = {Mode.BATCH: batch, Mode.LOOP: loop}
+    direction, copies, nbytes = _TYPICAL[swap]
+    conditions = Conditions(capabilities)
 
     def why_not(mode: Mode) -> str | None:
-        # No copies: nothing about memory stands in the way, only the driver speaks.
-        if mode is Mode.KERNEL:
-            return kernel.why_not_in_principle(driver, no_copies(), situation)
-        obstacle: str | None = modules[mode].why_not(driver, no_copies(), situation)
-        return obstacle
+        # Nothing about memory stands in the way, only the driver speaks.
+        return MODES[mode].why_not(no_copies().ends, conditions)
 
-    direction, copies, nbytes = _TYPICAL[swap]
-    ranked = rank(_costs(driver), uniform_load(route_key(direction), copies, nbytes), situation)
+    workload = uniform_workload(route_key(direction), copies, nbytes)
     try:
-        mode, rejected = choose(settings.mode, ranked, why_not)
+        decision, _ = decide(workload, direction, costs, conditions, "auto", why_not)
     except ModeUnavailableError as error:
         return None, str(error)
-    decision = Decision(
-        mode,
-        situation.driver_version,
-        direction,
-        copies,
-        copies * nbytes,
-        ranked,
-        rejected,
-        "" if settings.mode is None else mode_source(),
-        situation.policy,
-    )
-    return mode, decision.reason
+    return decision.mode, decision.reason
 
 
-def _costs(driver: Driver) -> Costs:
+def costs_of(driver: Driver) -> CostModel:
     """Return the costs to choose by; the shipped ones where there is no device to look up."""
     try:
         driver.initialize()
+        return find_costs(devices_of(driver)[0])
     except NumbaSwapError:
         return reference_costs()
-    return find_costs(driver, 0)
 
 
-def list_typical_swaps(driver: Driver, settings: Settings) -> list[dict[str, Any]]:
+def list_typical_swaps(capabilities: Capabilities, costs: CostModel) -> list[dict[str, Any]]:
     """Return what would run for swaps of several sizes."""
     rows = []
     for swap in _TYPICAL:
-        mode, reason = choose_mode(driver, settings, swap)
+        mode, reason = choose_mode(capabilities, costs, swap)
         rows.append({"swap": swap, "mode": mode and str(mode), "reason": reason})
     return rows
 
 
-def describe_batch_copy(driver: Driver, settings: Settings) -> dict[str, Any]:
+def describe_batch_copy(capabilities: Capabilities) -> dict[str, Any]:
     """Return whether the driver's batch copy can be used, and why not."""
-    reason = batch.why_not(driver, no_copies(), situation_of(driver, settings))
+    reason = MODES[Mode.BATCH].why_not(no_copies().ends, Conditions(capabilities))
     return {"usable": reason is None, "reason": reason}
 
 
@@ -110,8 +88,6 @@ def explain_newer_driver(
     version: DriverVersion | None, mode: Mode | None, settings: Settings
 ) -> str:
     """Return in one sentence what would change with a newer driver, for many long copies.
-
-    The rules are those of a swap: it asks simulated drivers which mode they would run.
 
     Parameters
     ----------
@@ -126,7 +102,8 @@ def explain_newer_driver(
     for newer in _VERSIONS:
         if version is not None and newer < version:
             continue
-        then, _ = choose_mode(Driver(SimulatedLibrary(newer)), settings)
+        capabilities = _capabilities_at(newer, settings)
+        then, _ = choose_mode(capabilities, reference_costs())
         if then is not None and then is not mode:
             changes.append(f"{newer} or newer: {then}")
             mode = then
@@ -138,6 +115,22 @@ def explain_newer_driver(
     if settings.mode is not None:
         return f"nothing, as long as mode {settings.mode} is forced"
     return f"nothing: {mode} is the first choice already"
+
+
+def _capabilities_at(version: DriverVersion, settings: Settings) -> Capabilities:
+    """Return what a driver of a version can do, by what each function is new in."""
+    capped = settings.cap(version)
+    lookups = {
+        prototype.name: LookupResult(
+            prototype.name,
+            prototype.version,
+            0,
+            address=int(prototype.version <= version.encoded),
+            status=int(prototype.version > version.encoded),
+        )
+        for prototype in abi.PROTOTYPES.values()
+    }
+    return Capabilities(capped, capped < version, lookups)
 
 
 def find_oddities(info: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from numba_swap._version import __version__
+from numba_swap.dispatch.conditions import driver_capabilities
 from numba_swap.dispatch.settings import Mode, Settings, current_settings
 from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
@@ -29,11 +30,11 @@ from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import DriverUnavailableError, NumbaSwapError
 from numba_swap.tools.info.diagnosis import (
     choose_mode,
+    costs_of,
     describe_batch_copy,
     explain_newer_driver,
     find_oddities,
     list_typical_swaps,
-    situation_of,
 )
 
 _PACKAGES = ("numba", "numba-cuda", "cuda-bindings", "numpy")
@@ -185,11 +186,11 @@ def _describe_library(library: DriverLibrary) -> dict[str, Any]:
 
 
 def _describe_driver(driver: Driver, settings: Settings) -> dict[str, Any]:
-    mode, reason = choose_mode(driver, settings)
-    situation = situation_of(driver, settings)
+    capabilities, costs = driver_capabilities(driver, settings), costs_of(driver)
+    mode, reason = choose_mode(capabilities, costs)
     return {
         "driver_version": str(driver.version),
-        "pretended_version": str(situation.driver_version) if situation.pretended else None,
+        "pretended_version": str(capabilities.version) if capabilities.pretended else None,
         "entry_points": [
             {
                 "name": answer.name,
@@ -197,15 +198,15 @@ def _describe_driver(driver: Driver, settings: Settings) -> dict[str, Any]:
                 "code": answer.code,
                 "status": answer.status,
                 "found": answer.found,
-                "hidden": answer.version > situation.driver_version.encoded,
+                "hidden": answer.version > capabilities.version.encoded,
                 "explanation": answer.explanation,
             }
             for answer in driver.entry_points.answers.values()
         ],
-        "batch_copy": describe_batch_copy(driver, settings),
+        "batch_copy": describe_batch_copy(capabilities),
         "mode": mode and str(mode),
         "reason": reason,
-        "typical": list_typical_swaps(driver, settings),
+        "typical": list_typical_swaps(capabilities, costs),
     }
 
 

@@ -7,11 +7,15 @@ import pytest
 from machines import CASES, make_array, random_bytes, read_array
 
 import numba_swap as ns
+from numba_swap.device.devices import devices_of
+from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.dispatch.calibration import use_costs
-from numba_swap.dispatch.cost_model import ROUTES, Cost, Costs
-from numba_swap.driver.simulated import Fault
-from numba_swap.swap import select
-from numba_swap.swap.exchange import schedule, staging
+from numba_swap.dispatch.cost_model import ROUTES, CostModel, ModeCost
+from numba_swap.dispatch.settings import Mode
+from numba_swap.swap import execute
+from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
+from numba_swap.swap.exchange.schedule import make_schedule
+from numba_swap.testing import Fault
 
 BLOCK = 96
 
@@ -38,10 +42,9 @@ def model(device, host, page_out, page_in):
 
 
 @pytest.mark.parametrize("a_piece", [1, 3, 1000])
-def test_as_if_all_were_read_first(case, rng, monkeypatch, a_piece):
-    monkeypatch.setattr(staging, "_STAGED_BYTES", a_piece * BLOCK)
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", a_piece * BLOCK // 2)
+def test_as_if_all_were_read_first(case, rng, tune, a_piece):
     with case.open() as gpu:
+        tune(staged_bytes=a_piece * BLOCK, smallest_piece_bytes=a_piece * BLOCK // 2)
         stream = gpu.stream()
         for _ in range(6):
             before = random_bytes(rng, (20, BLOCK)), random_bytes(rng, (30, BLOCK))
@@ -58,9 +61,7 @@ def test_as_if_all_were_read_first(case, rng, monkeypatch, a_piece):
 
 
 @pytest.mark.parametrize("what", ["apart", "refilled slots", "in place", "rotation"])
-def test_kinds_of_exchanges(case, rng, monkeypatch, what):
-    monkeypatch.setattr(staging, "_STAGED_BYTES", 4 * BLOCK)
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", BLOCK)
+def test_kinds_of_exchanges(case, rng, tune, what):
     n = 16
     slots, blocks = np.arange(n), np.arange(n)
     page_out = np.stack([slots, blocks], axis=1)
@@ -72,6 +73,7 @@ def test_kinds_of_exchanges(case, rng, monkeypatch, what):
     }[what]
     before = random_bytes(rng, (2 * n, BLOCK)), random_bytes(rng, (2 * n, BLOCK))
     with case.open() as gpu:
+        tune(staged_bytes=4 * BLOCK, smallest_piece_bytes=BLOCK)
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
         plan = ns.plan_exchange(device, host, page_out, page_in)
         assert plan.nbytes == 2 * n * BLOCK
@@ -242,32 +244,44 @@ def test_captured_exchange_runs_in_order(rng):
 def steps_of(monkeypatch):
     """Every list of steps that is submitted; each is checked for races on the way."""
     lists = []
-    submit = staging.submit_steps
+    submit = execute.submit_steps
 
-    def checked(driver, steps, situation, work):
-        steps = list(steps)
-        lists.append(steps)
-        if situation.may_fork:
-            check_order(steps)
-        submit(driver, steps, situation, work)
+    def checked(steps, launch, work, *, forked):
+        assert forked == launch.conditions.may_use_private_streams
+        if not isinstance(steps, tuple):  # both directions at once; else pairs and what is left
+            steps = list(steps)
+            lists.append([step._replace(holds=None) for step in steps])  # keeps no staging memory
+            if forked:
+                check_order(steps)
+        submit(steps, launch, work, forked=forked)
 
-    for room in (staging, schedule):
-        monkeypatch.setattr(room, "submit_steps", checked)
+    monkeypatch.setattr(execute, "submit_steps", checked)
     return lists
+
+
+def strand(side, part=0):
+    """The strand of a direction's only stream, or of one of its parts."""
+    return side, part
+
+
+def settles(steps):
+    """The steps that move what was staged to its slots."""
+    return [step for step in steps if step.strand[0] == "settle"]
 
 
 def check_order(steps):
     """Of two steps that touch the same bytes, one writing them, one must come after the other."""
     earlier = []  # of each step, all that is certainly over before it begins
     for i, step in enumerate(steps):
-        before = set(step.after) | {j for j in range(i) if steps[j].lane == step.lane}
+        assert all(steps[j].has_waiters for j in step.after)
+        before = set(step.after) | {j for j in range(i) if steps[j].strand == step.strand}
         assert all(j < i for j in before)
         earlier.append(before.union(*(earlier[j] for j in before)))
     for i, late in enumerate(steps):
         for j in set(range(i)) - earlier[i]:
             for written, used in ((late, steps[j]), (steps[j], late)):
-                assert not meet(written.copies, "dst", used.copies, "dst"), (i, j)
-                assert not meet(written.copies, "dst", used.copies, "src"), (i, j)
+                assert not meet(written.work, "dst", used.work, "dst"), (i, j)
+                assert not meet(written.work, "dst", used.work, "src"), (i, j)
 
 
 def meet(one, one_end, other, other_end):
@@ -282,14 +296,16 @@ def meet(one, one_end, other, other_end):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("mode", ["batch", "auto"])
-def test_no_two_steps_race(monkeypatch, steps_of, seed, mode):
+def test_no_two_steps_race(tune, steps_of, seed, mode):
     """Random exchanges in pieces, between pools of which either may lie anywhere."""
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(staging, "_STAGED_BYTES", int(rng.integers(1, 6)) * 4 * BLOCK)
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", int(rng.integers(1, 4)) * BLOCK)
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", int(rng.integers(1, 5)) * BLOCK)
     kinds = ["device", "pinned"]
     with ns.simulate() as gpu:
+        tune(
+            staged_bytes=int(rng.integers(1, 6)) * 4 * BLOCK,
+            smallest_piece_bytes=int(rng.integers(1, 4)) * BLOCK,
+            fewest_bytes_of_a_direction=int(rng.integers(1, 5)) * BLOCK,
+        )
         fronts = [str(kind) for kind in rng.choice(kinds, 3)] if seed % 2 else ["device"] * 3
         backs = [kinds[kind == "device"] for kind in fronts]
         before = [[random_bytes(rng, (count, BLOCK)) for _ in range(3)] for count in (12, 16)]
@@ -310,29 +326,30 @@ def test_no_two_steps_race(monkeypatch, steps_of, seed, mode):
     assert sum(len(steps) for steps in steps_of) > 0
 
 
-def test_a_block_read_in_another_lane_of_an_earlier_piece(rng, monkeypatch, steps_of):
-    """What comes in with the first piece takes more lanes than with the second.
+def test_a_block_read_in_another_strand_of_an_earlier_piece(rng, tune, steps_of):
+    """What comes in with the first piece takes more strands than with the second.
 
     What goes out takes more with the second, and overwrites what the first reads.
     """
-    monkeypatch.setattr(staging, "_STAGED_BYTES", 2 * BLOCK)
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", 3 * BLOCK)
     out = np.array([[0, 8], *([1, block] for block in range(4))])
     into = np.array([[0, 2], [1, 3], [2, 4], [3, 5], [10, 6], [11, 7], [12, 0], [13, 1]])
     with ns.simulate() as gpu:
+        tune(staged_bytes=2 * BLOCK, fewest_bytes_of_a_direction=3 * BLOCK)
         front, back = (
             [make_array(gpu, kind, random_bytes(rng, (14, BLOCK))) for kind in kinds]
             for kinds in (("device", "device"), ("pinned", "device"))
         )
         ns.exchange(front, back, out, into, mode="loop").wait()
     (steps,) = steps_of
-    assert {1, 2, 3, 4, 5} <= {step.lane for step in steps}
+    assert {strand(IN), strand(OUT), ("settle", 0), strand(IN, 1), strand(OUT, 1)} <= {
+        step.strand for step in steps
+    }
 
 
-def test_two_pieces_of_staging_memory_at_most(rng, monkeypatch, steps_of):
+def test_two_pieces_of_staging_memory_at_most(rng, tune, steps_of):
     """More pieces than that go through the same memory, each after the one before has settled."""
-    monkeypatch.setattr(staging, "_STAGED_BYTES", 2 * BLOCK)
     with ns.simulate() as gpu, ns.override(mode="loop"):  # which has no descriptors to allocate
+        tune(staged_bytes=2 * BLOCK)
         before = random_bytes(rng, (12, BLOCK)), random_bytes(rng, (24, BLOCK))
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
         slots = np.arange(12)
@@ -343,8 +360,7 @@ def test_two_pieces_of_staging_memory_at_most(rng, monkeypatch, steps_of):
         assert gpu.library.calls["cuMemAlloc"] - allocated == 2
         after = model(*before, out, into)
         assert np.array_equal(device.copy_to_host(), after[0])
-    settles = [step for step in steps_of[0] if step.lane == 3]
-    assert len(settles) == 6
+    assert len(settles(steps_of[0])) == 6
 
 
 def test_latency_runs_the_directions_one_after_another(rng, steps_of):
@@ -360,10 +376,10 @@ def test_latency_runs_the_directions_one_after_another(rng, steps_of):
         assert np.array_equal(host, after[1])
 
 
-def test_an_error_in_the_midst_is_raised_and_all_that_was_submitted_is_tracked(rng, monkeypatch):
+def test_an_error_in_the_midst_is_raised_and_all_that_was_submitted_is_tracked(rng, tune):
     """The fifth copy, of the third step, fails: the first two steps land, in the stream's order."""
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", 2 * BLOCK)
     with ns.simulate() as gpu, ns.override(mode="loop"):
+        tune(smallest_piece_bytes=2 * BLOCK)
         before = random_bytes(rng, (4, BLOCK)), random_bytes(rng, (8, BLOCK))
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
         plan = ns.plan_exchange(
@@ -392,22 +408,23 @@ def test_no_layers_at_all():
     ("nbytes", "shape"),
     [(0, (1, 1)), (7, (1, 1)), (8, (2, 1)), (35, (4, 2)), (64, (4, 4)), (1 << 40, (4, 8))],
 )
-def test_strands_and_pieces_are_not_too_small(monkeypatch, nbytes, shape):
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", 4)
-    assert schedule._shape(nbytes) == shape
+def test_strands_and_pieces_are_not_too_small(nbytes, shape):
+    rows = np.zeros((0, 2), np.int64)
+    tuning = DEFAULT_TUNING._replace(smallest_piece_bytes=4)
+    schedule = make_schedule(SlotTable(rows, rows, 1, 1), nbytes, 1, tuning)
+    assert (schedule.strands, schedule.pieces) == shape
 
 
-@pytest.mark.parametrize(("over", "leader"), [("slots", 2), ("blocks", 1)])
-def test_the_direction_that_is_overwritten_goes_ahead(rng, monkeypatch, steps_of, over, leader):
+@pytest.mark.parametrize(("over", "leader"), [("slots", OUT), ("blocks", IN)])
+def test_the_direction_that_is_overwritten_goes_ahead(rng, tune, steps_of, over, leader):
     """No memory is taken; every piece waits for the piece that frees its places, and no other."""
-    monkeypatch.setattr(schedule, "_PIECES_A_STRAND", 4)
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", BLOCK)
     ids = np.arange(24)
     out, into = {
         "slots": (np.stack([ids, ids[::-1]], axis=1), np.stack([ids + 24, ids[::-1]], axis=1)),
         "blocks": (np.stack([ids + 24, ids], axis=1), np.stack([ids, ids[::-1]], axis=1)),
     }[over]
     with ns.simulate() as gpu:
+        tune(pieces_a_strand=4, smallest_piece_bytes=BLOCK)
         before = random_bytes(rng, (48, BLOCK)), random_bytes(rng, (48, BLOCK))
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
         allocated = gpu.library.calls["cuMemAlloc"]
@@ -417,32 +434,32 @@ def test_the_direction_that_is_overwritten_goes_ahead(rng, monkeypatch, steps_of
         assert np.array_equal(device.copy_to_host(), after[0])
         assert np.array_equal(host, after[1])
     (steps,) = steps_of
-    assert {step.lane for step in steps} == {1, 2}
-    assert [step.awaited for step in steps] == [step.lane == leader for step in steps]
-    leading = [i for i, step in enumerate(steps) if step.lane % 3 == leader]
-    assert [len(steps[i].copies) for i in leading] == ([2] * 4 + [1] * 4) * 2
+    assert {step.strand for step in steps} == {strand(OUT), strand(IN)}
+    assert [step.has_waiters for step in steps] == [step.strand[0] == leader for step in steps]
+    leading = [i for i, step in enumerate(steps) if step.strand[0] == leader]
+    assert [len(steps[i].work) for i in leading] == ([2] * 4 + [1] * 4) * 2
     assert all(not steps[i].after for i in leading)
-    assert [step.after for step in steps if step.lane % 3 != leader] == [(i,) for i in leading]
+    assert [step.after for step in steps if step.strand[0] != leader] == [(i,) for i in leading]
 
 
-def test_a_slot_that_is_read_twice_is_overwritten_after_both(rng, monkeypatch, steps_of):
+def test_a_slot_that_is_read_twice_is_overwritten_after_both(rng, tune, steps_of):
     """Whatever strands the two would be in."""
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", BLOCK)
     out = np.stack([[0, 1, 2, 3, 4, 5, 6, 0], np.arange(8)], axis=1)
     into = np.stack([np.arange(8, 16), [0, 8, 9, 10, 11, 12, 13, 14]], axis=1)
     with ns.simulate() as gpu:
+        tune(smallest_piece_bytes=BLOCK)
         before = random_bytes(rng, (16, BLOCK)), random_bytes(rng, (16, BLOCK))
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
         ns.exchange(device, host, out, into, mode="batch").wait()
         after = model(*before, out, into)
         assert np.array_equal(device.copy_to_host(), after[0])
         assert np.array_equal(host, after[1])
-    assert {step.lane for step in steps_of[0]} == {1, 2}
+    assert {step.strand for step in steps_of[0]} == {(OUT, 0, 0), (IN, 0, 0)}
 
 
-def test_every_strand_of_the_batch_is_one_stream(monkeypatch, steps_of):
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", 2 << 20)
+def test_every_strand_of_the_batch_is_one_stream(tune, steps_of):
     with ns.simulate() as gpu:
+        tune(smallest_piece_bytes=2 << 20)
         device = gpu.device_array((128, 1 << 18), np.uint8)
         host = gpu.pinned_array((256, 1 << 18), np.uint8)
         ids = np.arange(128) * 37 % 128
@@ -453,7 +470,9 @@ def test_every_strand_of_the_batch_is_one_stream(monkeypatch, steps_of):
     assert len(used) == 2 * 4 * 4
     assert len({stream for stream, _ in used}) == 2 * 4
     assert {count for _, count in used} == {8}
-    assert {step.lane for step in steps_of[0]} == {1, 2, 4, 5, 7, 8, 10, 11}
+    assert {step.strand for step in steps_of[0]} == {
+        (side, number, 0) for side in (OUT, IN) for number in range(4)
+    }
 
 
 def test_one_direction_of_overlapping_blocks_is_not_staged(rng):
@@ -499,7 +518,7 @@ def test_errors_of_merged_copies_tell_how_many(rng):
         rows = [[0, 0], [1, 1], [2, 2], [5, 7]]
         plan = ns.plan_exchange(device, host, rows, [[4, 4]])
         for call, words in (
-            (1, r"page_out\[0\] .*, merged with the 2 copies after it"),
+            (1, r"page_out\[0\] .*, merged with the rows up to page_out\[2\]"),
             (2, r"\[3\]"),
         ):
             gpu.library.faults.clear()
@@ -565,25 +584,26 @@ WAYS = {"apart": APART, "refilled": REFILLED, "in place": IN_PLACE, "freed": FRE
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
 @pytest.mark.parametrize("mode", ["loop", "batch"])
 @pytest.mark.parametrize("what", WAYS)
-def test_layers_of_several_runs_side_by_side(rng, monkeypatch, steps_of, what, mode, order):
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", 64)
-    monkeypatch.setattr(staging, "_STAGED_BYTES", 4 * 64)
+def test_layers_of_several_runs_side_by_side(rng, tune, steps_of, what, mode, order):
     out, into = WAYS[what]
     into = {"ascending": into, "descending": into[::-1], "random": rng.permutation(into)}[order]
     with ns.simulate() as gpu:
+        tune(smallest_piece_bytes=64, staged_bytes=4 * 64)
         for shapes in ([(2, 24, 16), (1, 24, 32)], [(2, 24, 32)]):
             exchanged(gpu, rng, [shapes] * 2, out, into, axis=1, mode=mode)
-    assert {step.mode for steps in steps_of for step in steps if step.lane % 3} == {mode}
+    assert {step.mode for steps in steps_of for step in steps if step.strand[0] != "settle"} == {
+        mode
+    }
     assert len(steps_of[0]) > 8
 
 
 @pytest.mark.parametrize("mode", ["auto", "loop", "batch"])
 @pytest.mark.parametrize("policy", ["latency", "throughput"])
 @pytest.mark.parametrize("what", WAYS)
-def test_policy_latency_needs_no_streams(rng, monkeypatch, steps_of, what, policy, mode):
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", 64)
+def test_policy_latency_needs_no_streams(rng, tune, steps_of, what, policy, mode):
     kinds = ("device", "pinned"), ("pinned", "device")
     with ns.simulate() as gpu:
+        tune(fewest_bytes_of_a_direction=64)
         shapes = [[(24, 98), (24, 66)]] * 2  # not for pairs
         _, transfer = exchanged(
             gpu, rng, shapes, *WAYS[what], kinds=kinds, policy=policy, mode=mode
@@ -591,53 +611,56 @@ def test_policy_latency_needs_no_streams(rng, monkeypatch, steps_of, what, polic
         assert len(transfer.decision.parts) == (2 if policy == "latency" else 4)
         assert (gpu.library.calls["cuStreamCreate"] == 0) == (policy == "latency")
     if policy == "throughput":  # both directions are in each, and run side by side
-        assert {1, 2, 4, 5} <= {step.lane for step in steps_of[0]}
+        sides = {strand(side, part) for side in (OUT, IN) for part in range(2)}
+        assert sides <= {step.strand for step in steps_of[0]}
 
 
-def test_rows_that_wait_for_none_beside_some_that_do(rng, monkeypatch, steps_of):
+def test_rows_that_wait_for_none_beside_some_that_do(rng, tune, steps_of):
     out, into = REFILLED
     with ns.simulate() as gpu:
         for nbytes in (1 << 20, BLOCK):  # in one piece; in pieces
-            monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", nbytes)
+            tune(smallest_piece_bytes=nbytes)
             exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out[:3], into, mode="loop")
             exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out, into[3:], mode="loop")
     assert len(steps_of[0]) == 2
 
 
-def test_fewer_rows_than_pieces(rng, monkeypatch, steps_of):
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", BLOCK // 8)
+def test_fewer_rows_than_pieces(rng, tune, steps_of):
     with ns.simulate() as gpu:
+        tune(smallest_piece_bytes=BLOCK // 8)
         for out, into in (APART, REFILLED, FREED):
             exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out[:2], into[:3], mode="loop")
             exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out[:3], into[:1], mode="batch")
-    assert [len(step.copies) for step in steps_of[0]] == [1] * 5
+    assert [len(step.work) for step in steps_of[0]] == [1] * 5
 
 
-def test_neighbours_of_a_piece_are_one_copy(rng, monkeypatch, steps_of):
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", 3 * BLOCK)
+def test_neighbours_of_a_piece_are_one_copy(rng, tune, steps_of):
     with ns.simulate() as gpu:
+        tune(smallest_piece_bytes=3 * BLOCK)
         exchanged(gpu, rng, [[(24, BLOCK)]] * 2, APART[0], [], mode="loop")
         exchanged(gpu, rng, [[(24, BLOCK)]] * 2, *APART, mode="loop", policy="latency")
     pieces, _, in_turn, _ = steps_of
-    assert [(len(step.copies), step.copies.nbytes) for step in pieces] == [(1, 3 * BLOCK)] * 4
-    assert [len(step.copies) for step in in_turn] == [1, 1]
+    assert [(len(step.work), step.work.nbytes) for step in pieces] == [(1, 3 * BLOCK)] * 4
+    assert [len(step.work) for step in in_turn] == [1, 1]
 
 
-def test_pieces_run_in_the_mode_of_the_whole(rng, monkeypatch, steps_of):
-    monkeypatch.setattr(schedule, "_SMALLEST_PIECE_BYTES", BLOCK)
-    loop = Cost(0.0, 0.0, (10.0,) * 4, (0.0,) * 4)
-    batch = Cost(50.0, 0.0, (0.0,) * 4, (0.0,) * 4)
+def test_pieces_run_in_the_mode_of_the_whole(rng, tune, steps_of):
+    made_up = {
+        Mode.LOOP: ModeCost(0.0, 0.0, (10.0,) * 4, (0.0,) * 4),
+        Mode.BATCH: ModeCost(50.0, 0.0, (0.0,) * 4, (0.0,) * 4),
+    }
     with ns.simulate() as gpu:
-        use_costs(gpu.driver, 0, Costs(dict.fromkeys(ROUTES, (loop, batch, None)), "made up"))
+        use_costs(devices_of(gpu.driver)[0], CostModel(dict.fromkeys(ROUTES, made_up), "made up"))
+        tune(smallest_piece_bytes=BLOCK)
         rows = [np.stack([2 * SLOTS, 2 * SLOTS + side], axis=1) for side in range(2)]
         exchanged(gpu, rng, [[(24, 66)]] * 2, rows[0], rows[1][:, ::-1])
     assert {step.mode for step in steps_of[0]} == {"batch"}
 
 
-def test_directions_in_parts_are_decided_anew(rng, monkeypatch):
-    monkeypatch.setattr(select, "_FEWEST_BYTES_OF_A_DIRECTION", 64)
+def test_directions_in_parts_are_decided_anew(rng, tune):
     kinds = ("device", "pinned"), ("pinned", "device")
     with ns.simulate() as gpu:
+        tune(fewest_bytes_of_a_direction=64)
         plan, _ = exchanged(gpu, rng, [[(24, 66)] * 2] * 2, *APART, kinds=kinds, mode="loop")
         calls = gpu.library.calls["cuMemcpyAsync"]
         plan.run(mode="batch").wait()
@@ -648,12 +671,12 @@ def test_directions_in_parts_are_decided_anew(rng, monkeypatch):
 
 
 @pytest.mark.parametrize(("pieces", "buffers"), [(1, 1), (2, 2), (3, 2)])
-def test_no_more_memory_than_pieces_under_way(rng, monkeypatch, steps_of, pieces, buffers):
-    monkeypatch.setattr(staging, "_STAGED_BYTES", 12 // pieces * BLOCK)
+def test_no_more_memory_than_pieces_under_way(rng, tune, steps_of, pieces, buffers):
     with ns.simulate() as gpu, ns.override(mode="loop"):  # which has no descriptors to allocate
+        tune(staged_bytes=12 // pieces * BLOCK)
         exchanged(gpu, rng, [[(24, BLOCK)]] * 2, *IN_PLACE)
         assert gpu.library.calls["cuMemAlloc"] == buffers
-    assert sum(step.lane == 3 for step in steps_of[0]) == pieces
+    assert len(settles(steps_of[0])) == pieces
 
 
 def test_at_most_64_mib_are_staged_at_once():
@@ -668,20 +691,20 @@ def test_at_most_64_mib_are_staged_at_once():
     assert sizes == [64 << 20] * 2
 
 
-def test_blocks_longer_than_what_is_staged_at_once(rng, monkeypatch, steps_of):
-    monkeypatch.setattr(staging, "_STAGED_BYTES", BLOCK // 2)
+def test_blocks_longer_than_what_is_staged_at_once(rng, tune, steps_of):
     with ns.simulate() as gpu:
+        tune(staged_bytes=BLOCK // 2)
         exchanged(gpu, rng, [[(24, BLOCK)]] * 2, *IN_PLACE, mode="loop")
-    assert sum(step.lane == 3 for step in steps_of[0]) == 12
+    assert len(settles(steps_of[0])) == 12
 
 
-def test_slots_that_are_not_refilled_leave_too(rng, monkeypatch, steps_of):
-    monkeypatch.setattr(staging, "_STAGED_BYTES", 2 * BLOCK)
+def test_slots_that_are_not_refilled_leave_too(rng, tune, steps_of):
     out = np.stack([np.arange(24), np.arange(24)], axis=1)
     with ns.simulate() as gpu:
+        tune(staged_bytes=2 * BLOCK)
         exchanged(gpu, rng, [[(24, BLOCK)]] * 2, out, IN_PLACE[1], mode="loop")
         exchanged(gpu, rng, [[(24, BLOCK)]] * 2, IN_PLACE[0], out[::-1], mode="loop")
-    assert sum(step.lane == 3 for step in steps_of[0]) == 6
+    assert len(settles(steps_of[0])) == 6
 
 
 def test_runs_under_way_at_once_share_no_memory(rng):

@@ -7,12 +7,16 @@ from hypothesis import strategies as st
 from machines import CASES, MACHINES, capture, examples, make_array, random_bytes, read_array
 
 import numba_swap as ns
+from numba_swap import native
+from numba_swap.device.devices import devices_of
+from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.dispatch.calibration import use_costs
-from numba_swap.dispatch.cost_model import ROUTES, Cost, Costs, uniform_load
-from numba_swap.dispatch.ranking import Situation, predict_apart, predict_pairs
-from numba_swap.dispatch.settings import Policy
-from numba_swap.driver.simulated import Fault
-from numba_swap.swap.exchange.pairing import pair_rows, paired_as_they_stand
+from numba_swap.dispatch.conditions import Capabilities, Conditions
+from numba_swap.dispatch.cost_model import ROUTES, CostModel, ModeCost, uniform_workload
+from numba_swap.dispatch.ranking import predict_duplex, predict_pairs
+from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.swap.exchange.pairing import SlotTable
+from numba_swap.testing import Fault
 
 BLOCK = 96
 KERNEL_CASES = [
@@ -48,6 +52,13 @@ def mappings(draw):
     return rows(slots, blocks), rows(blocks, slots), slots, blocks
 
 
+def paired_as_they_stand(out, into, slots, blocks):
+    """Whether rows of the same number go together, and none is left; in doubt not."""
+    words = np.empty(4 * max(len(out), 1), dtype=np.uint64)
+    device, host = (1 << 40, BLOCK, slots), (1 << 41, BLOCK, blocks)
+    return native.pairing.place_pairs(out, into, device, host, BLOCK, words)[0] >= 0
+
+
 def unique(ids):
     return len(set(ids.tolist())) == len(ids)
 
@@ -61,7 +72,7 @@ def test_rows_that_meet_are_partners_or_there_are_no_pairs(case, many):
     # Many blocks beside few rows take a hash table, few a table of all.
     spread = 1000 if many else 1
     arguments = out * spread, into * spread, slots * spread, blocks * spread
-    pairing = pair_rows(*arguments)
+    pairing = SlotTable(*arguments).pairing
     assert (pairing is not None) == possible
     as_they_stand = paired_as_they_stand(*arguments)
     same = bool((~meet | np.eye(*meet.shape, dtype=bool)).all())
@@ -77,15 +88,22 @@ def test_rows_that_meet_are_partners_or_there_are_no_pairs(case, many):
         assert partner[row] == other
     used = partner[partner >= 0]
     assert len(used) == min(len(out), len(into))
-    assert sorted([*used, *pairing.alone]) == list(range(len(into)))
+    assert sorted([*used, *pairing.unpaired]) == list(range(len(into)))
 
 
-def test_rows_changed_meanwhile_are_not_paired():
+def test_rows_changed_meanwhile_are_not_paired(rng):
     """Ids that are out of range now were in range when they were checked."""
+    with ns.simulate() as gpu:
+        device, host, *before = pools(gpu, rng)
+        rows = [np.array(some) for some in ROWS]
+        plan = ns.plan_exchange(device, host, *rows)
+        for some in rows:
+            some[:] = [[1 << 40, -1], [-(1 << 40), 9]]
+        plan.run(mode="kernel").wait()  # pairs are looked for now, among what was checked
+        after = model(*before, *ROWS)
+        assert np.array_equal(read_array(gpu, device), after[0])
+        assert np.array_equal(host, after[1])
     good, bad = np.array([[0, 0]]), np.array([[9, 9]])
-    assert pair_rows(bad, good, 4, 4) is None
-    assert pair_rows(good, bad, 4, 4) is None
-    assert pair_rows(-bad, good, 4, 4) is None
     for one, other in ((bad, good), (good, bad), (-bad, good), (good, -bad)):
         assert not paired_as_they_stand(one, other, 4, 4)
     assert paired_as_they_stand(good, good, 4, 4)
@@ -114,7 +132,7 @@ def test_kinds_of_pairs(case, what, width, rng):
         device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
         out, into = (np.array([rows(i) for i in range(N)]) for rows in KINDS[what])
         plan = ns.plan_exchange(device, host, out, into)
-        assert plan._in_pairs.pairs.width == (width if width >= 4 else 0)
+        assert plan._pairs.pairs.width == (width if width >= 4 else 0)
         state = before
         for _ in range(2):
             transfer = plan.run(gpu.stream(), case.mode)
@@ -261,7 +279,7 @@ def test_addresses_of_both_directions_count():
     with ns.simulate() as gpu:
         device, host = (gpu.device_array((4, 20), np.uint8)[:, :16], gpu.pinned_array((4, 16)))
         plan = ns.plan_exchange(device, host[:, :2].view(np.uint8), [[0, 0], [1, 1]], [[2, 3]])
-        assert plan._in_pairs.pairs.width == 4
+        assert plan._pairs.pairs.width == 4
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -371,19 +389,21 @@ def test_max_blocks_and_policy_reach_the_launch(rng, monkeypatch):
 
 
 def test_predicted_times_of_both_ways():
-    here = Situation(ns.DriverVersion(13, 0), False, 0, 0, False, 0)
-    costs = Costs({"h2d": (None, None, Cost(10.0, 0.0, (1.0,) * 4, (0.0,) * 4))}, "made up")
-    loads = [uniform_load("h2d", count, 64) for count in (5, 40, 7)]
+    here = Conditions(Capabilities(ns.DriverVersion(13, 0), False, {}))
+    kernel = ModeCost(10.0, 0.0, (1.0,) * 4, (0.0,) * 4)
+    costs = CostModel({"h2d": {Mode.KERNEL: kernel}}, "made up")
+    loads = [uniform_workload("h2d", count, 64) for count in (5, 40, 7)]
     assert predict_pairs(costs, loads, here) == pytest.approx(1.2 * 50)
-    few = Costs({"h2d": (None, None, Cost(10.0, 0.0, (0.0,) * 4, (1e6,) * 4, 8.0))}, "made up")
+    slow = ModeCost(10.0, 0.0, (0.0,) * 4, (1e6,) * 4, 8.0)
+    few = CostModel({"h2d": {Mode.KERNEL: slow}}, "made up")
     limited = here._replace(max_blocks=2)
     assert predict_pairs(few, loads, limited) > predict_pairs(few, loads, here)
     overlap = here._replace(policy=Policy.OVERLAP)
     assert predict_pairs(costs, loads, overlap) == pytest.approx(1.2 * 1.25 * 50)
-    assert predict_apart(100.0, here, staged=False) == 140.0
-    assert predict_apart(100.0, here, staged=True) == 160.0
+    assert predict_duplex(DEFAULT_TUNING, 100.0, here, staged=False) == 140.0
+    assert predict_duplex(DEFAULT_TUNING, 100.0, here, staged=True) == 160.0
     for other in (here._replace(policy=Policy.LATENCY), here._replace(capturing=True)):
-        assert predict_apart(100.0, other, staged=True) == 100.0
+        assert predict_duplex(DEFAULT_TUNING, 100.0, other, staged=True) == 100.0
 
 
 @pytest.mark.parametrize(("into", "in_pairs"), [("other blocks", False), ("in place", True)])
@@ -423,11 +443,13 @@ def test_long_blocks_go_side_by_side_through_the_copy_engines(block, in_pairs):
 
 def made_up(kernel, batch=None, loop=1e6):
     """Costs of which only the start counts."""
-    costs = (
-        None if us is None else Cost(us, 0.0, (0.0,) * 4, (0.0,) * 4)
-        for us in (loop, batch, kernel)
-    )
-    return Costs(dict.fromkeys(ROUTES, tuple(costs)), "made up")
+    start_us = {Mode.LOOP: loop, Mode.BATCH: batch, Mode.KERNEL: kernel}
+    costs = {
+        mode: ModeCost(us, 0.0, (0.0,) * 4, (0.0,) * 4)
+        for mode, us in start_us.items()
+        if us is not None
+    }
+    return CostModel(dict.fromkeys(ROUTES, costs), "made up")
 
 
 def decided(gpu, out=9, into=9, block=64, kinds=("device", "pinned"), **how):
@@ -448,7 +470,7 @@ def decided(gpu, out=9, into=9, block=64, kinds=("device", "pinned"), **how):
 
 def test_what_is_said_of_pairs():
     with ns.simulate() as gpu:
-        use_costs(gpu.driver, 0, made_up(kernel=1000.0))
+        use_costs(devices_of(gpu.driver)[0], made_up(kernel=1000.0))
         assert decided(gpu).reason == (
             "predicted: pair by pair in one kernel 1200 us, side by side (kernel) 1440 us"
         )
@@ -463,7 +485,7 @@ def test_what_is_said_of_pairs():
 
 def test_pairs_of_which_no_time_is_known():
     with ns.simulate() as gpu:
-        use_costs(gpu.driver, 0, made_up(kernel=None, loop=5.0))
+        use_costs(devices_of(gpu.driver)[0], made_up(kernel=None, loop=5.0))
         decision = decided(gpu, mode="kernel")
         assert decision.predicted_us is None
         assert "pair by pair" in decision.reason
@@ -482,7 +504,7 @@ def test_pairs_of_which_no_time_is_known():
 def test_a_kernel_takes_longer_beside_the_other_direction(rows, how, mode):
     """And what is decided is what runs."""
     with ns.simulate() as gpu:
-        use_costs(gpu.driver, 0, made_up(kernel=100.0, batch=120.0))
+        use_costs(devices_of(gpu.driver)[0], made_up(kernel=100.0, batch=120.0))
         assert decided(gpu, block=66, **rows, **how).modes == (mode,)
         calls = gpu.library.calls
         if rows:
@@ -496,7 +518,7 @@ def test_both_directions_may_be_within_the_device():
         decision = decided(gpu, kinds=("device", "device"))
         assert decision.direction is ns.Direction.D2D
         assert len(decision.parts) == 2
-        use_costs(gpu.driver, 0, made_up(kernel=1.0))
+        use_costs(devices_of(gpu.driver)[0], made_up(kernel=1.0))
         decision = decided(gpu, kinds=("device", "pageable"))
         assert decision.direction is ns.Direction.MIXED
         assert any(part.rejected for part in decision.parts)
@@ -580,20 +602,18 @@ def test_ptx_reads_both_halves_before_it_writes_either():
     assert not re.search(r"\.f64|\.f32|(ld|st)\.local", text)
 
 
-def test_rows_of_an_exchange_keep_their_order(monkeypatch):
+def test_rows_of_an_exchange_keep_their_order(tune):
     """Swaps of many short blocks in a large pool are grouped by regions; pairs go by their rows."""
-    from numba_swap.copies import from_arrays as planning
-
-    monkeypatch.setattr(planning, "_LARGE_POOL_BYTES", 1)
-    count, blocks = planning.MANY_ROWS, 600_000  # 293 MiB: more than one region, never touched
+    count, blocks = DEFAULT_TUNING.group_rows, 600_000  # 293 MiB: several regions, never touched
     with ns.simulate() as gpu:
+        tune(group_pool_bytes=1)
         device = gpu.device_array((count, 512), np.uint8)
         host = gpu.pinned_array((blocks, 512), np.uint8)
         ids = np.arange(count)
         places = (ids * 7919) % blocks
         out = np.stack([ids, places], axis=1)
-        going, coming = ns.plan_exchange(device, host, out, out[:, ::-1])._copies
-        swap = ns.plan_blocks(device, host, out)._copies
+        going, coming = ns.plan_exchange(device, host, out, out[:, ::-1]).copies
+        swap = ns.plan_blocks(device, host, out).copies
         where = places.astype(np.uint64) * np.uint64(512) + np.uint64(host.ctypes.data)
         assert np.array_equal(going.dst, where)
         assert np.array_equal(coming.src, where)

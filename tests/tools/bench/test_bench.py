@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 import numba_swap as ns
+from numba_swap.tools.bench.gpu import open_gpu
 from numba_swap.tools.bench.machine import describe_machine
 from numba_swap.tools.bench.speed.plot import draw_speed
 from numba_swap.tools.bench.speed.plot import main as plot
 from numba_swap.tools.bench.speed.regret import regret, vllm_mode
 from numba_swap.tools.bench.speed.rows import Row
-from numba_swap.tools.bench.speed.suite import THROUGHPUT_TARGETS
+from numba_swap.tools.bench.speed.run import SpeedRun
+from numba_swap.tools.bench.speed.suite import measure_sections
+from numba_swap.tools.bench.speed.throughput import THROUGHPUT_TARGETS
 from numba_swap.tools.bench.timing import Samples, measure, measure_in_turn
 
 ROOT = Path(__file__).parents[3]
@@ -46,6 +49,42 @@ def test_actions_in_turn_are_timed_round_by_round():
     assert order == ["one", "other"] * 4
     assert list(samples) == ["one", "other"]
     assert all((len(s.warmups_ns), len(s.raw_ns)) == (1, 3) for s in samples.values())
+
+
+def test_every_other_round_goes_the_other_way():
+    order, prepared = [], []
+    actions = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = measure_in_turn(
+        actions, repeats=2, warmups=1, runs=(1, 2), there_and_back=True, before=prepared.append
+    )
+    assert "".join(order) == "".join(prepared) == "aaabbbbbbaaaaaabbb"
+    assert all((len(s.warmups_ns), len(s.raw_ns)) == (3 + 2, 2 * 2) for s in samples.values())
+
+
+def test_few_rounds_are_enough_when_time_is_over():
+    samples = measure_in_turn({"a": lambda: None}, repeats=9, warmups=0, enough=(3, 0.0))
+    assert len(samples["a"].raw_ns) == 3
+    samples = measure_in_turn({"a": lambda: None}, repeats=9, warmups=0, enough=(3, 60.0))
+    assert len(samples["a"].raw_ns) == 9
+
+
+def test_the_suite_runs_where_it_measures_nothing():
+    """Sections that need no GPU, over little memory; the loop, for simulated kernels are slow."""
+    sections = ("throughput", "planning", "duplex", "numba-loop", "choosing", "exchange")
+    lines = []
+    with open_gpu("13.0") as gpu, ns.override(mode="loop"):
+        run = SpeedRun(gpu, 1, lines.append, unit_bytes=1 << 20)
+        measure_sections(run, sections)
+    written = json.loads(json.dumps(run.as_json()))
+    assert written["schema"] == "numba_swap speed targets 1"
+    assert len(lines) == len(written["rows"]) == len(run.rows)
+    names = [row["name"] for row in written["rows"]]
+    assert sum(name.startswith("contiguous 1 MiB, ") for name in names) == 2 * 3
+    assert sum(name.startswith("exchange, ") for name in names) == 3 * 3 * 2
+    for row in run.rows:
+        if "ceiling_ns" in row.details:
+            ceiling = Samples(raw_ns=row.details["ceiling_ns"]).rate(1 << 20)
+            assert row.value == pytest.approx(row.samples.rate(row.details["bytes"]) / ceiling)
 
 
 def test_median_and_rate():

@@ -7,11 +7,11 @@ Data walks down here as in the rest of the package:
     run, contenders     cells of a grid: each arm built, verified, warmed up and measured
     sampling            samples, warm-up and rounds
     own, peers/         the arms: what is measured, behind the interface of `actions`
-    pools               memory to copy between, and the check of every byte
-    gpu, interrupt      a real or a simulated GPU under one interface, its clocks; Ctrl-C
+    memory              memory to copy between, and the check of every byte
+    interrupt           Ctrl-C
     tables, plots, compare, crossover, report
                         what is shown, computed from raw values each time
     results, schema     the file
-    arms, cases, grids, order, effects, units
+    arms, cases, grids, defaults, order, effects
                         pure
 """

@@ -7,11 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba_swap.tools.bench.ab.spec.units import (
-    DEFAULT_MOST_ARM_S,
-    DEFAULT_ROUNDS,
-    DEFAULT_SAMPLE_MS,
-)
+from numba_swap.tools.bench.ab.spec import defaults
 
 _DESCRIPTION = """\
 Time ways to move the same blocks against each other: in turn, with a control in each report.
@@ -90,20 +86,20 @@ def _add_run(actions: Any) -> None:
     )
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--rounds", type=int, help=f"at least 20 (default: {DEFAULT_ROUNDS}; a --grid has its own)"
+        "--rounds", type=int, help=f"at least 20 (default: {defaults.ROUNDS}; a --grid has its own)"
     )
     method.add_argument(
         "--sample-ms",
         type=float,
         metavar="MS",
-        help=f"repeat runs to fill this (default: {DEFAULT_SAMPLE_MS:g}; a --grid has its own)",
+        help=f"repeat runs to fill this (default: {defaults.SAMPLE_MS:g}; a --grid has its own)",
     )
     method.add_argument(
         "--most-arm-s",
         type=float,
         metavar="S",
         help="most time of one arm's rounds in one case "
-        f"(default: {DEFAULT_MOST_ARM_S:g}; a --grid has its own)",
+        f"(default: {defaults.MOST_ARM_S:g}; a --grid has its own)",
     )
     method.add_argument("--most-s", type=float, metavar="S", help="start no case later than this")
     method.add_argument(

@@ -10,7 +10,6 @@ from pathlib import Path
 from numba_swap.errors import BadArgumentError
 from numba_swap.tools.bench.ab.analysis.effects import Verdict
 from numba_swap.tools.bench.ab.analysis.report import summarise
-from numba_swap.tools.bench.ab.gpu.gpu import has_gpu, open_gpu
 from numba_swap.tools.bench.ab.measure.run import Bench
 from numba_swap.tools.bench.ab.measure.sampling import Method
 from numba_swap.tools.bench.ab.results.results import (
@@ -23,22 +22,18 @@ from numba_swap.tools.bench.ab.show import plots
 from numba_swap.tools.bench.ab.show.compare import compare_results, format_comparison, slower_pairs
 from numba_swap.tools.bench.ab.show.progress import show_progress
 from numba_swap.tools.bench.ab.show.tables import format_result
+from numba_swap.tools.bench.ab.spec import defaults
 from numba_swap.tools.bench.ab.spec.arms import parse_arms
 from numba_swap.tools.bench.ab.spec.cases import (
     Case,
-    Mapping,
     cases_of_mapping,
     make_cases,
     read_mapping,
 )
 from numba_swap.tools.bench.ab.spec.grids import Cell, cells_of_grid, find_grid
-from numba_swap.tools.bench.ab.spec.units import (
-    DEFAULT_MOST_ARM_S,
-    DEFAULT_ROUNDS,
-    DEFAULT_SAMPLE_MS,
-    parse_bytes,
-    parse_count,
-)
+from numba_swap.tools.bench.gpu import has_gpu, open_gpu
+from numba_swap.tools.bench.memory import Mapping
+from numba_swap.tools.units import parse_bytes, parse_count
 
 # What the arguments of cases are where neither they nor a grid say it.
 _CASE_DEFAULTS = {
@@ -93,7 +88,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _method(parsed: argparse.Namespace) -> Method:
-    rounds, sample_ms, most_arm_s = DEFAULT_ROUNDS, DEFAULT_SAMPLE_MS, DEFAULT_MOST_ARM_S
+    rounds, sample_ms, most_arm_s = defaults.ROUNDS, defaults.SAMPLE_MS, defaults.MOST_ARM_S
     if parsed.grid is not None:
         grid = find_grid(parsed.grid)
         rounds, sample_ms, most_arm_s = grid.rounds, grid.sample_ms, grid.most_arm_s
@@ -131,7 +126,7 @@ def _arguments(parsed: argparse.Namespace) -> list[str]:
 
 def _cells(parsed: argparse.Namespace) -> tuple[list[Cell], list[tuple[Case, str]], Mapping | None]:
     """Return the cells, the cases left out, and the mapping if one is given."""
-    span_bytes = parse_bytes(parsed.span)
+    span_bytes = parse_bytes(parsed.span, short=True)
     if parsed.grid is not None:
         named = [name for name in ("arms", "mapping", *_CASE_DEFAULTS) if getattr(parsed, name)]
         if named:
@@ -145,7 +140,7 @@ def _cells(parsed: argparse.Namespace) -> tuple[list[Cell], list[tuple[Case, str
         setattr(parsed, name, getattr(parsed, name) or default)
     cases = make_cases(
         parsed.direction,
-        [parse_bytes(text) for text in parsed.block],
+        [parse_bytes(text, short=True) for text in parsed.block],
         [parse_count(text) for text in parsed.count],
         parsed.memory,
         parsed.cache,
@@ -165,7 +160,7 @@ def show(parsed: argparse.Namespace) -> int:
     cells = select_cells(
         result.cells,
         direction=parsed.direction,
-        block_bytes=[parse_bytes(text) for text in parsed.block or ()],
+        block_bytes=[parse_bytes(text, short=True) for text in parsed.block or ()],
         count=[parse_count(text) for text in parsed.count or ()],
     )
     if result.cells and not cells:

@@ -11,20 +11,21 @@ import numpy as np
 
 from numba_swap.copies.copies import Direction
 from numba_swap.copies.from_pointers import plan_pointers
+from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import reference_costs, use_costs
-from numba_swap.dispatch.cost_model import Costs
+from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.settings import Mode
-from numba_swap.swap import select
-from numba_swap.swap.verbs import CopyPlan, plan_blocks
+from numba_swap.swap.context import RunOptions, launching
+from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.calibrate import calibrate
-from numba_swap.tools.bench.memory import GIB, Pools
-from numba_swap.tools.bench.speed.rows import Row
-from numba_swap.tools.bench.timing import Samples
+from numba_swap.tools.bench.gpu import address_of
+from numba_swap.tools.bench.speed.run import SpeedRun
+from numba_swap.tools.bench.timing import Samples, measure_in_turn
+from numba_swap.tools.units import KIB, MIB
 
-KIB, MIB = 1 << 10, 1 << 20
 SIZES = (512, 2 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB)
 COUNTS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
-MOST_BYTES = 512 * MIB
 # Mixed lengths are log-uniform between these.
 MIXED_BYTES = 256, MIB
 _CELL_SECONDS = 0.04
@@ -41,29 +42,28 @@ SHIPPED_TARGETS = 1.10, 1.6
 _VLLM_BYTES = 28 * KIB
 _VLLM_COPIES = 16
 
-Add = Callable[[Row], None]
-Times = dict[str, list[int]]
 
-
-def measure_choosing(pools: Pools, add: Add) -> None:
+def measure_choosing(run: SpeedRun) -> None:
     """Measure what it takes to choose a mode."""
-    source, destination = pools.blocks(Direction.H2D, 8 * KIB)
-    plan = plan_blocks(source, destination, pools.mapping(source, destination, 1024))
-    copies, driver = plan._copies, pools.driver
+    arrays = run.memory.blocks(Direction.H2D, 8 * KIB)
+    count = min(1024, len(arrays[0]) // 2)
+    plan = plan_blocks(*arrays, run.memory.mapping(*arrays, count))
+    copies, options = plan.copies, RunOptions(run.stream)
+    with launching(
+        devices_of(run.gpu.driver), copies.ends.device, copies.direction, options
+    ) as launch:
 
-    def fresh() -> None:
-        copies.prepared.clear()
-        select.decide(driver, copies, situation, "auto")
+        def seen() -> None:
+            plan.select(launch, "auto")
 
-    def seen() -> None:
-        select.decide(driver, copies, situation, "auto")
+        def fresh() -> None:
+            plan.forget()
+            plan.select(launch, "auto")
 
-    def keep(found: Any) -> Any:
-        return found
+        _measure_choosing(run, seen, fresh)
 
-    situation = select.in_context(
-        driver, copies.device, copies.direction, select.How(pools.stream), keep
-    )
+
+def _measure_choosing(run: SpeedRun, seen: Callable[[], None], fresh: Callable[[], None]) -> None:
     for words, action, target in (
         ("a plan seen before", seen, SEEN_TARGET_S),
         ("a fresh uniform plan", fresh, FRESH_TARGET_S),
@@ -76,14 +76,22 @@ def measure_choosing(pools: Pools, add: Add) -> None:
                 action()
             samples.raw_ns.append((time.perf_counter_ns() - start) // 1000)
         name = f"choosing the mode of {words}"
-        add(Row(name, samples.median_s, "s", target, False, {"calls_a_sample": 1000}, samples))
+        run.add(
+            name,
+            samples.median_s,
+            samples,
+            target,
+            unit="s",
+            at_least=False,
+            calls_a_sample=1000,
+        )
 
 
-def measure_regret(pools: Pools, add: Add) -> None:
+def measure_regret(run: SpeedRun) -> None:
     """Measure the time of "auto" over that of the best forced mode, over a grid of swaps."""
     calibrated = calibrate(store=False).costs
-    cells = list(_cells(pools, calibrated))
-    details = {"cells": cells}
+    cells = list(_cells(run, calibrated))
+    details: dict[str, Any] = {"cells": cells}
     for words, arm, targets in (
         ("calibrated", "auto, calibrated", CALIBRATED_TARGETS),
         ("shipped figures", "auto, shipped", SHIPPED_TARGETS),
@@ -95,9 +103,9 @@ def measure_regret(pools: Pools, add: Add) -> None:
             ("worst", max(regrets), targets[1]),
         ):
             name = f"regret, {words}, {kind} of {len(cells)} swaps"
-            add(Row(name, value, "ratio", target, False, details, Samples()))
+            run.add(name, value, Samples(), target, at_least=False, **details)
             details = {}  # once is enough
-    use_costs(pools.driver, 0, reference_costs())
+    use_costs(devices_of(run.gpu.driver)[0], reference_costs())
 
 
 def regret(cell: dict[str, Any], arm: str) -> float:
@@ -122,30 +130,30 @@ def vllm_mode(direction: str, copies: int, nbytes: int) -> str:
     return Mode.BATCH
 
 
-def _cells(pools: Pools, calibrated: Costs) -> Iterator[dict[str, Any]]:
+def _cells(run: SpeedRun, calibrated: CostModel) -> Iterator[dict[str, Any]]:
     for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
         for size in (*SIZES, None):
             for count in COUNTS:
-                copies = _copies(pools, direction, size, count)
-                if copies is not None:
+                plan = _planner(run, direction, size, count)
+                if plan is not None:
                     yield {
                         "direction": str(direction),
                         "block": size,
                         "copies": count,
-                        "bytes": copies().nbytes,
-                        "raw_ns": _time(pools, copies, calibrated),
+                        "bytes": plan().nbytes,
+                        "raw_ns": _time(run, plan, calibrated),
                     }
 
 
-def _copies(
-    pools: Pools, direction: Direction, size: int | None, count: int
+def _planner(
+    run: SpeedRun, direction: Direction, size: int | None, count: int
 ) -> Callable[[], CopyPlan] | None:
     """Return what plans a swap; None if it would be too long."""
     if size is not None:
-        if count * size > MOST_BYTES:
+        if count * size > run.unit_bytes // 2:
             return None
-        source, destination = pools.blocks(direction, size)
-        mapping = pools.mapping(source, destination, count)
+        source, destination = run.memory.blocks(direction, size)
+        mapping = run.memory.mapping(source, destination, count)
         return lambda: plan_blocks(source, destination, mapping)
     rng = np.random.default_rng(count)
     low, high = np.log(MIXED_BYTES)
@@ -155,43 +163,39 @@ def _copies(
         begins = np.empty(count, dtype=np.int64)
         begins[order] = np.concatenate([[0], np.cumsum(sizes[order] + 256)[:-1]])
         ends.append(begins)
-    if int(sizes.sum()) + 256 * count > GIB:
+    if int(sizes.sum()) + 256 * count > run.unit_bytes:
         return None
-    src, dst = pools.addresses(direction)
-    driver = pools.driver
-    return lambda: CopyPlan(driver, plan_pointers(driver, src + ends[0], dst + ends[1], sizes))
+    src, dst = (address_of(side) for side in run.memory.sides(direction)[:2])
+    driver = run.gpu.driver
+    devices = devices_of(driver)
+    return lambda: CopyPlan(devices, plan_pointers(driver, src + ends[0], dst + ends[1], sizes))
 
 
-def _time(pools: Pools, copies: Callable[[], CopyPlan], calibrated: Costs) -> Times:
+def _time(
+    run: SpeedRun, plan: Callable[[], CopyPlan], calibrated: CostModel
+) -> dict[str, list[int]]:
     """Return the times of every arm, one round after another, in alternating order.
 
     Each arm has a plan of its own, for a plan remembers how it ran last.
     """
-    driver, stream = pools.driver, pools.stream
+    device, stream = devices_of(run.gpu.driver)[0], run.stream
     costs_of = {"auto, shipped": reference_costs(), "auto, calibrated": calibrated}
-    plans = {name: copies() for name in (*map(str, Mode), *costs_of)}
 
-    def run(name: str) -> None:
-        plans[name].run(stream, "auto" if name in costs_of else name).wait()
+    def action(mode: str) -> Callable[[], object]:
+        mine = plan()
+        return lambda: mine.run(stream, mode).wait()
 
     def prepare(name: str) -> None:
         if name in costs_of:
-            use_costs(driver, 0, costs_of[name])
+            use_costs(device, costs_of[name])
 
-    raw_ns: Times = {name: [] for name in plans}
-    for name in plans:
-        for _ in range(2):
-            prepare(name)
-            run(name)
-    order = list(plans)
-    start, (fewest, most) = time.perf_counter(), _ROUNDS
-    for done in range(most):
-        if done >= fewest and time.perf_counter() - start > _CELL_SECONDS * len(order):
-            break
-        for name in order:
-            prepare(name)
-            begin = time.perf_counter_ns()
-            run(name)
-            raw_ns[name].append(time.perf_counter_ns() - begin)
-        order.reverse()
-    return raw_ns
+    names = (*map(str, Mode), *costs_of)
+    fewest, most = _ROUNDS
+    samples = measure_in_turn(
+        {name: action("auto" if name in costs_of else name) for name in names},
+        repeats=most,
+        there_and_back=True,
+        before=prepare,
+        enough=(fewest, _CELL_SECONDS * len(names)),
+    )
+    return {name: found.raw_ns for name, found in samples.items()}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
-from numba_swap.tools.bench.ab.gpu.gpu import parse_clocks
 from numba_swap.tools.bench.ab.measure.sampling import Method, settled
 from numba_swap.tools.bench.ab.spec.arms import OPTIONS, Arm, parse_arms
 from numba_swap.tools.bench.ab.spec.cases import (
@@ -17,7 +16,8 @@ from numba_swap.tools.bench.ab.spec.cases import (
     read_mapping,
 )
 from numba_swap.tools.bench.ab.spec.grids import GRIDS, cells_of_grid
-from numba_swap.tools.bench.ab.spec.units import (
+from numba_swap.tools.bench.machine import parse_clocks
+from numba_swap.tools.units import (
     format_bytes,
     format_ns,
     parse_bytes,
@@ -94,14 +94,14 @@ def test_messages_do_not_advertise_the_planted_slowdown():
     [("512", 512), ("8K", 8192), ("8KiB", 8192), ("1mib", 1 << 20), (" 2 GiB ", 2 << 30)],
 )
 def test_sizes(text, nbytes):
-    assert parse_bytes(text) == nbytes
+    assert parse_bytes(text, short=True) == nbytes
     assert parse_bytes(format_bytes(nbytes)) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5K", "8kB", "KiB"])
 def test_what_is_no_size(text):
     with pytest.raises(ns.BadArgumentError, match="is no size"):
-        parse_bytes(text)
+        parse_bytes(text, short=True)
 
 
 def test_numbers_and_fractions():

@@ -131,17 +131,17 @@ def test_ctrl_c_before_anything(capsys, monkeypatch):
 
 
 def test_an_error_midway_keeps_what_there_is(tmp_path, capsys, monkeypatch):
-    from numba_swap.tools.bench.ab.gpu.memory import Pools
+    from numba_swap.tools.bench.ab.gpu.memory import CheckedMemory
     from numba_swap.tools.bench.ab.spec.errors import WrongBytesError
 
-    prepare = Pools.prepare
+    prepare = CheckedMemory.prepare
 
     def fails(self, case):
         if case.direction == "d2h":
             raise WrongBytesError("wrong on purpose")
         prepare(self, case)
 
-    monkeypatch.setattr(Pools, "prepare", fails)
+    monkeypatch.setattr(CheckedMemory, "prepare", fails)
     path = tmp_path / "part.json"
     arguments = ["run", "loop", *QUICK, "--direction", "h2d", "d2h", "--json", str(path)]
     assert "wrong on purpose" in fail(arguments, capsys)

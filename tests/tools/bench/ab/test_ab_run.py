@@ -12,8 +12,7 @@ from numba_swap.tools.bench.ab.arms import peers
 from numba_swap.tools.bench.ab.arms.actions import Setup
 from numba_swap.tools.bench.ab.arms.own import PlanRun
 from numba_swap.tools.bench.ab.arms.peers import import_for, make_peer
-from numba_swap.tools.bench.ab.gpu.gpu import address_of, open_gpu
-from numba_swap.tools.bench.ab.gpu.memory import Pools
+from numba_swap.tools.bench.ab.gpu.memory import CheckedMemory
 from numba_swap.tools.bench.ab.measure import run as run_module
 from numba_swap.tools.bench.ab.measure.interrupt import deferred_interrupts
 from numba_swap.tools.bench.ab.measure.run import Bench
@@ -23,6 +22,7 @@ from numba_swap.tools.bench.ab.spec.arms import PEERS, parse_arms
 from numba_swap.tools.bench.ab.spec.cases import Case, cases_of_mapping, make_cases, random_mapping
 from numba_swap.tools.bench.ab.spec.errors import ArmUnavailableError, WrongBytesError
 from numba_swap.tools.bench.ab.spec.grids import Cell
+from numba_swap.tools.bench.gpu import address_of, open_gpu
 
 SPAN = 64 << 10
 METHOD = Method(rounds=20, sample_ns=1)
@@ -104,8 +104,8 @@ def test_the_same_memory_serves_both_directions_in_turn(gpu):
 
 def test_cold_caches_are_flushed_before_every_run(gpu, monkeypatch):
     flushes = []
-    flush = Pools.flush
-    monkeypatch.setattr(Pools, "flush", lambda pools: flushes.append(flush(pools)))
+    flush = CheckedMemory.flush
+    monkeypatch.setattr(CheckedMemory, "flush", lambda memory: flushes.append(flush(memory)))
     result = bench(gpu, ["loop"], small_cases(caches=["cold"]), Method(20)).run()
     arms = result.cells[0].arms
     assert len(flushes) == sum(len(arm.warmups_ns) + len(arm.completion_ns) for arm in arms)
@@ -137,7 +137,10 @@ def test_settings_hold_for_their_arm_alone(gpu):
 
 
 def _arrays(gpu):
-    return gpu.host_bytes("pinned", 512).reshape(1, 512), gpu.device_blocks("x", 1, 512)
+    return tuple(
+        gpu.as_blocks(array, 512, 512)
+        for array in (gpu.host_bytes("pinned", 512), gpu.device_bytes(512))
+    )
 
 
 def test_a_planted_slowdown_is_there(gpu):
@@ -286,9 +289,9 @@ class _Idle(PlanRun):
 def test_arms_have_arrays_of_their_own(gpu):
     """What the package remembers of arrays must not pass from one arm to another."""
     (case,) = small_cases()
-    pools = Pools(gpu, [case])
-    pools.prepare(case)
-    one, other = pools.arrays(), pools.arrays()
+    memory = CheckedMemory(gpu, [case])
+    memory.prepare(case)
+    one, other = memory.arrays(), memory.arrays()
     assert all(a is not b for a, b in zip(one, other, strict=True))
     assert [address_of(a) for a in one] == [address_of(b) for b in other]
 
@@ -451,7 +454,7 @@ def test_clocks_are_recorded_until_they_settle(gpu, monkeypatch):
     readings = iter([345.0, 1500.0, 1970.0, 1980.0, 1980.0, 1980.0])
     monkeypatch.setattr(run_module, "read_clocks", lambda: _clocks(next(readings)))
     monkeypatch.setattr(run_module, "_CLOCK_WARM_UP_S", 0.01)
-    monkeypatch.setattr(type(gpu), "simulated", property(lambda gpu: False))
+    monkeypatch.setattr(gpu, "simulated", False)
     result = bench(gpu, ["loop"], small_cases()).run()
     assert [clocks["sm_mhz"] for clocks in result.clocks] == [345, 1500, 1970, 1980, 1980]
     assert result.clocks[0].keys() == {"at_s", *_clocks(0)}
@@ -466,10 +469,10 @@ def _clocks(sm_mhz):
 
 def test_every_peer_has_a_file(gpu):
     (case,) = small_cases()
-    pools = Pools(gpu, [case])
-    pools.prepare(case)
+    memory = CheckedMemory(gpu, [case])
+    memory.prepare(case)
     for name in PEERS:
-        setup = Setup(gpu, case, *pools.arrays(), random_mapping(case))
+        setup = Setup(gpu, case, *memory.arrays(), random_mapping(case))
         if name in ("contiguous", "numba-loop"):
             assert make_peer(name, setup).mode is None
         else:

@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from numba_swap.tools.bench.ab.gpu.gpu import GPU
-from numba_swap.tools.bench.ab.spec.cases import Case, Mapping
+from numba_swap.tools.bench.ab.spec.cases import Case
+from numba_swap.tools.bench.gpu import BenchGPU
+from numba_swap.tools.bench.memory import Mapping
 
 
 class Action(Protocol):
@@ -42,7 +43,7 @@ class Setup:
 
     Attributes
     ----------
-    gpu : GPU
+    gpu : BenchGPU
         Where.
     case : Case
         What.
@@ -52,24 +53,11 @@ class Setup:
         The blocks to move.
     """
 
-    gpu: GPU
+    gpu: BenchGPU
     case: Case
     source: Any
     destination: Any
     mapping: Mapping
-
-
-class Stopped:
-    """Waits for all that stands in a stream, through one event."""
-
-    def __init__(self, gpu: GPU, stream: int) -> None:
-        self._driver, self._stream = gpu.driver, stream
-        self._event = gpu.driver.create_event()
-
-    def wait(self) -> None:
-        """Wait."""
-        self._driver.record_event(self._event, self._stream)
-        self._driver.synchronize_event(self._event)
 
 
 class Planted:

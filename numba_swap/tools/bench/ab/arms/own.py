@@ -33,7 +33,7 @@ class PlanRun:
             self._transfer.wait()
 
 
-class FreshSwap:
+class FreshSwap(PlanRun):
     """`swap_blocks` as a whole: the checks of the arguments are timed, too.
 
     The mapping is the same in each run. Nothing in the package remembers mappings, but the
@@ -41,20 +41,11 @@ class FreshSwap:
     """
 
     def __init__(self, setup: Setup, arm: Arm) -> None:
-        self.stream = setup.gpu.stream
-        self.mapping = setup.mapping
+        super().__init__(setup, arm)
+        del self._plan  # what it holds is free for the swaps
         self._arrays: tuple[Any, Any] = setup.source, setup.destination
-        self._keywords = {"stream": self.stream, "mode": arm.name, **arm.values("run")}
-        plan = plan_blocks(*self._arrays, self.mapping)
-        decision = plan.explain(self.stream, arm.name, **arm.values("run"))
-        self.mode, self.reason = str(decision.mode), decision.reason
-        self._transfer: Transfer | None = None
+        self._keywords = {"stream": self.stream, "mode": arm.name, **self._options}
 
     def enqueue(self) -> None:
         """Plan and run."""
         self._transfer = swap_blocks(*self._arrays, self.mapping, **self._keywords)
-
-    def wait(self) -> None:
-        """Wait for the transfer."""
-        if self._transfer is not None:
-            self._transfer.wait()

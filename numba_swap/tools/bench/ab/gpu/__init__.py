@@ -1,1 +1,1 @@
-"""The GPU that is measured, real or simulated, and its memory."""
+"""The memory of a case, and the check of every byte that arrives."""

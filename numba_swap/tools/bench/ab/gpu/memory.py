@@ -8,50 +8,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.tools.bench.ab.gpu.gpu import GPU, Bytes, address_of
-from numba_swap.tools.bench.ab.spec.cases import Case, Mapping
+from numba_swap.tools.bench.ab.spec.cases import DIRECTIONS, Case
 from numba_swap.tools.bench.ab.spec.errors import WrongBytesError
-from numba_swap.tools.bench.ab.spec.units import MIB
+from numba_swap.tools.bench.gpu import BenchGPU, Bytes
+from numba_swap.tools.bench.memory import BenchMemory, Mapping
+from numba_swap.tools.units import MIB
 
 # Written before each run of a cold case: more than an H200's L2 cache of 50 MiB, and than the
 # last-level cache of one processor socket of its day.
 FLUSH_BYTES = 512 * MIB
 _SIMULATED_FLUSH_BYTES = 1 * MIB
-_SCRATCH = "scratch"
 _ODD = 0x9E3779B97F4A7C15  # odd, so that multiples of it by different words are different words
 
 
-class Pools:
+class CheckedMemory(BenchMemory):
     """Source and destination of one case after the other, on one GPU.
 
     Parameters
     ----------
-    gpu : GPU
+    gpu : BenchGPU
         Where.
     cases : sequence of Case
         All that will be prepared; memory is taken once, for the largest.
 
     Attributes
     ----------
-    gpu : GPU
-        Where.
     flush_bytes : int
         What `flush` writes.
     """
 
-    def __init__(self, gpu: GPU, cases: Sequence[Case]) -> None:
-        self.gpu = gpu
+    def __init__(self, gpu: BenchGPU, cases: Sequence[Case]) -> None:
+        most_bytes = max(case.blocks * case.block_bytes for case in cases)
+        super().__init__(gpu, most_bytes, most_bytes)
         self.flush_bytes = _SIMULATED_FLUSH_BYTES if gpu.simulated else FLUSH_BYTES
-        self._most_bytes = max(case.blocks * case.block_bytes for case in cases)
-        gpu.reserve(self._most_bytes)
-        words = np.arange(1, 1 + -(-self._most_bytes // 8), dtype=np.uint64)
+        words = np.arange(1, 1 + -(-most_bytes // 8), dtype=np.uint64)
         words *= np.uint64(_ODD)
-        self._all_content: Bytes = words.view(np.uint8)[: self._most_bytes]
-        self._event = gpu.driver.create_event()
-        self._host: dict[str, Bytes] = {}
+        self._all_content: Bytes = words.view(np.uint8)[:most_bytes]
+        self._scratch = gpu.host_bytes("pinned", most_bytes)
         self._filled: set[str] = set()
         self._expected: tuple[Mapping, Bytes] | None = None
-        self._flush: tuple[Bytes, Any] | None = None
+        self._flush: tuple[Bytes, Any, Any] | None = None
 
     def prepare(self, case: Case) -> None:
         """Fill the memory for a case: the source with words that all differ.
@@ -61,24 +57,20 @@ class Pools:
         self._case = case
         self._content = self._all_content[: case.blocks * case.block_bytes]
         self._expected = None
-        if self.gpu.simulated:  # it makes new arrays for each case
-            self._filled.clear()
         self._fill_device("blank", lambda into, content: np.invert(content, out=into))
         if case.direction != "h2d":
-            self._fill_device("source", np.copyto)
-            self._filled.discard(case.memory)  # its host side will be written
+            self._fill_device("device", np.copyto)
         elif case.memory not in self._filled:
-            np.copyto(self._host_bytes(case.memory), self._all_content)
+            np.copyto(self.host(case.memory), self._all_content)
             self._filled.add(case.memory)
+        # What will be written must be filled again before it is a source.
+        self._filled.discard({"h2d": "device", "d2h": case.memory}.get(case.direction, ""))
 
     def _fill_device(self, name: str, write: Callable[[Bytes, Bytes], object]) -> None:
-        if name in self._filled:
-            return
-        content = self._content if self.gpu.simulated else self._all_content
-        scratch = self._host_bytes(_SCRATCH)[: content.size]
-        write(scratch, content)
-        self._copy(self._device(name), scratch, content.size)
-        self._filled.add(name)
+        if name not in self._filled:
+            write(self._scratch, self._all_content)
+            self.gpu.copy(self.device(name), self._scratch, self.device_bytes)
+            self._filled.add(name)
 
     def arrays(self) -> tuple[Any, Any]:
         """Return source and destination, shape (blocks, block_bytes), as new objects each time.
@@ -87,17 +79,12 @@ class Pools:
         objects would not be independent.
         """
         case = self._case
-        host = self._host_side().reshape(case.blocks, case.block_bytes)
-        if case.direction == "h2d":
-            return host, self._device("destination")
-        if case.direction == "d2h":
-            return self._device("source"), host
-        return self._device("source"), self._device("destination")
+        direction = DIRECTIONS[case.direction]
+        return self.blocks(direction, case.block_bytes, case.memory, self._content.size)
 
     def clear(self) -> None:
         """Take away what an earlier arm has copied."""
-        destination = self.arrays()[1]
-        self._copy(destination, self._device("blank"))
+        self.gpu.copy(self.arrays()[1], self.device("blank"), self._content.size)
 
     def check(self, mapping: Mapping, arm: str) -> None:
         """Compare every byte of the destination with what must be there.
@@ -119,8 +106,8 @@ class Pools:
         if isinstance(destination, np.ndarray):
             found: Bytes = destination.reshape(-1)
         else:
-            found = self._host_bytes(_SCRATCH)[: self._content.size]
-            self._copy(found, destination)
+            found = self._scratch[: self._content.size]
+            self.gpu.copy(found, destination, found.size)
         if self._expected is None or self._expected[0] is not mapping:
             expected = np.invert(self._content)
             rows = expected.reshape(-1, case.block_bytes)
@@ -140,35 +127,11 @@ class Pools:
     def flush(self) -> None:
         """Write other memory on the host and within the device; see `Case.cache`."""
         if self._flush is None:
-            host = np.zeros(self.flush_bytes, np.uint8)
-            rows = self.flush_bytes // MIB
-            pair = [self.gpu.device_blocks(f"flush {i}", rows, MIB) for i in range(2)]
-            self._flush = host, pair
-        host, (one, other) = self._flush
+            one, other = (self.gpu.device_bytes(self.flush_bytes) for _ in range(2))
+            self._flush = np.zeros(self.flush_bytes, np.uint8), one, other
+        host, one, other = self._flush
         host += np.uint8(1)
-        self._copy(one, other, self.flush_bytes)
-
-    def wait(self) -> None:
-        """Wait for the stream."""
-        self.gpu.driver.record_event(self._event, self.gpu.stream)
-        self.gpu.driver.synchronize_event(self._event)
-
-    def _host_side(self) -> Bytes:
-        return self._host_bytes(self._case.memory)[: self._content.size]
-
-    def _host_bytes(self, name: str) -> Bytes:
-        if name not in self._host:
-            kind = "pinned" if name == _SCRATCH else name
-            self._host[name] = self.gpu.host_bytes(kind, self._most_bytes)
-        return self._host[name]
-
-    def _device(self, name: str) -> Any:
-        return self.gpu.device_blocks(name, self._case.blocks, self._case.block_bytes)
-
-    def _copy(self, dst: Any, src: Any, nbytes: int | None = None) -> None:
-        length = self._content.size if nbytes is None else nbytes
-        self.gpu.driver.memcpy_async(address_of(dst), address_of(src), length, self.gpu.stream)
-        self.wait()
+        self.gpu.copy(one, other, self.flush_bytes)
 
 
 def _as_words(array: Bytes) -> npt.NDArray[Any]:

@@ -100,12 +100,7 @@ class Contender:
             mode=self._action.mode,
             reason=self._action.reason,
             planted_ns=0 if self._planted is None else self._planted.spin_ns,
-            settled=series.settled,
-            runs_a_sample=series.runs_a_sample,
-            warmups_ns=series.warmups_ns,
-            enqueue_ns=series.enqueue_ns,
-            completion_ns=series.completion_ns,
-            gpu_ns=series.gpu_ns,
+            **vars(series),
         )
 
 

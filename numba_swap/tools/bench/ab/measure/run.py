@@ -11,18 +11,19 @@ from typing import Any
 
 from numba_swap.errors import BadArgumentError, ModeUnavailableError
 from numba_swap.tools.bench.ab.arms.actions import Setup
-from numba_swap.tools.bench.ab.gpu.gpu import GPU, read_clocks
-from numba_swap.tools.bench.ab.gpu.memory import Pools
+from numba_swap.tools.bench.ab.gpu.memory import CheckedMemory
 from numba_swap.tools.bench.ab.measure.contenders import Contender
 from numba_swap.tools.bench.ab.measure.interrupt import deferred_interrupts
 from numba_swap.tools.bench.ab.measure.order import round_orders
 from numba_swap.tools.bench.ab.measure.sampling import TOGETHER_NS, Method, run_rounds
 from numba_swap.tools.bench.ab.results.results import CellResult, Result
 from numba_swap.tools.bench.ab.spec.arms import Arm
-from numba_swap.tools.bench.ab.spec.cases import Case, Mapping, random_mapping
+from numba_swap.tools.bench.ab.spec.cases import Case, random_mapping
 from numba_swap.tools.bench.ab.spec.errors import ArmUnavailableError
 from numba_swap.tools.bench.ab.spec.grids import Cell
-from numba_swap.tools.bench.machine import describe_machine
+from numba_swap.tools.bench.gpu import BenchGPU
+from numba_swap.tools.bench.machine import describe_machine, read_clocks
+from numba_swap.tools.bench.memory import Mapping
 
 _PACKAGES = ("scipy", "cuda-core", "torch", "cupy-cuda12x", "cupy-cuda13x")
 _CLOCKS_EVERY_S = 20.0
@@ -38,7 +39,7 @@ class Bench:
 
     Parameters
     ----------
-    gpu : GPU
+    gpu : BenchGPU
         Where.
     cells : sequence of Cell
         What, in an order in which counts rise, so that slow arms are found at small counts.
@@ -62,7 +63,7 @@ class Bench:
 
     def __init__(
         self,
-        gpu: GPU,
+        gpu: BenchGPU,
         cells: Sequence[Cell],
         method: Method,
         *,
@@ -113,14 +114,14 @@ class Bench:
         """
         machine = describe_machine()
         machine["versions"] = {**machine["versions"], **_more_versions()}
-        pools = Pools(self._gpu, [cell.case for cell in self._cells])
+        memory = CheckedMemory(self._gpu, [cell.case for cell in self._cells])
         self.result = result = Result(
             simulated=self._gpu.simulated,
             complete=False,
             arguments=list(arguments),
             machine=machine,
             clocks=self._clocks,
-            method={**asdict(self._method), "flush_bytes": pools.flush_bytes},
+            method={**asdict(self._method), "flush_bytes": memory.flush_bytes},
             cells=[],
         )
         try:
@@ -130,7 +131,7 @@ class Bench:
                         reason = f"the {self._most_s:g} s of the run were over"
                         result.skipped.append({"case": cell.case, "reason": reason})
                         continue
-                    self._measure(pools, cell, done, result)
+                    self._measure(memory, cell, done, result)
             result.complete = True
         except KeyboardInterrupt:
             if not result.cells:
@@ -138,13 +139,13 @@ class Bench:
         self._note_clocks()
         return result
 
-    def _measure(self, pools: Pools, cell: Cell, done: int, result: Result) -> None:
+    def _measure(self, memory: CheckedMemory, cell: Cell, done: int, result: Result) -> None:
         case = cell.case
         self._report(done, f"{case}: checking bytes")
-        pools.prepare(case)
+        memory.prepare(case)
         skipped: list[dict[str, str]] = []
         with contextlib.ExitStack() as stack:
-            contenders = self._verified_contenders(pools, cell, skipped, stack)
+            contenders = self._verified_contenders(memory, cell, skipped, stack)
             if not contenders:
                 reasons = "; ".join(f"{skip['arm']}: {skip['reason']}" for skip in skipped)
                 result.skipped.append({"case": case, "reason": reasons})
@@ -169,7 +170,7 @@ class Bench:
 
     def _verified_contenders(
         self,
-        pools: Pools,
+        memory: CheckedMemory,
         cell: Cell,
         skipped: list[dict[str, str]],
         stack: contextlib.ExitStack,
@@ -181,7 +182,7 @@ class Bench:
             try:
                 # The baseline and its control come both or not at all.
                 contenders += [
-                    self._verified(pools, cell.case, arm, mapping, stack)
+                    self._verified(memory, cell.case, arm, mapping, stack)
                     for _ in range(1 if contenders else 2)
                 ]
             except (ArmUnavailableError, ModeUnavailableError) as error:
@@ -191,7 +192,12 @@ class Bench:
         return contenders
 
     def _verified(
-        self, pools: Pools, case: Case, arm: Arm, mapping: Mapping, stack: contextlib.ExitStack
+        self,
+        memory: CheckedMemory,
+        case: Case,
+        arm: Arm,
+        mapping: Mapping,
+        stack: contextlib.ExitStack,
     ) -> Contender:
         self._check_interrupt()
         key = arm, case.direction, case.block_bytes, case.memory, case.cache
@@ -199,11 +205,11 @@ class Bench:
         if too_many is not None and case.count >= too_many:
             raise ArmUnavailableError(f"it was too slow already with {too_many} blocks")
         try:
-            setup = Setup(self._gpu, case, *pools.arrays(), mapping)
-            contender = Contender(arm, setup, pools.flush if case.cache == "cold" else None, stack)
-            pools.clear()
+            setup = Setup(self._gpu, case, *memory.arrays(), mapping)
+            contender = Contender(arm, setup, memory.flush if case.cache == "cold" else None, stack)
+            memory.clear()
             contender.run_once()  # this run may compile, so it says nothing about speed
-            pools.check(contender.mapping, str(arm))
+            memory.check(contender.mapping, str(arm))
             run_ns = contender.run_once()
         except Exception as error:
             if arm.is_own or isinstance(error, ArmUnavailableError):

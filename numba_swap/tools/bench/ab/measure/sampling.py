@@ -22,12 +22,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from numba_swap.errors import BadArgumentError
 from numba_swap.tools.bench.ab.analysis.effects import LEAST_ROUNDS
 from numba_swap.tools.bench.ab.arms.actions import Action
-from numba_swap.tools.bench.ab.gpu.gpu import Timer
+from numba_swap.tools.bench.ab.results.results import Series
+from numba_swap.tools.bench.ab.spec import defaults
+from numba_swap.tools.bench.gpu import Timer
+from numba_swap.tools.bench.timing import take_in_turn
 
 TOGETHER_NS = 5_000_000
 _MOST_RUNS = 200
@@ -53,10 +56,10 @@ class Method:
         An arm whose rounds would take longer in one cell is not measured there.
     """
 
-    rounds: int = 24
+    rounds: int = defaults.ROUNDS
     seed: int = 0
-    sample_ns: int = 2_000_000
-    most_arm_ns: int = 120_000_000_000
+    sample_ns: int = round(defaults.SAMPLE_MS * 1e6)
+    most_arm_ns: int = round(defaults.MOST_ARM_S * 1e9)
 
     def __post_init__(self) -> None:
         if self.rounds < LEAST_ROUNDS:
@@ -67,39 +70,6 @@ class Method:
             raise BadArgumentError(f"seed={self.seed} is negative")
         if self.sample_ns < 1 or self.most_arm_ns < 1:
             raise BadArgumentError("a time limit is not positive")
-
-
-@dataclass
-class Series:
-    """The samples of one arm in a cell, in the order taken: two for each round.
-
-    Attributes
-    ----------
-    warmups_ns : list of int
-        Completion times before the rounds: three single runs, the first of which may compile,
-        then samples until they settle.
-    settled : bool
-        Whether they did.
-    runs_a_sample : int
-        How many runs a sample is the median of.
-    enqueue_ns, completion_ns : list of int
-        Host times.
-    gpu_ns : list of int or None
-        Times between events; None where the GPU is simulated.
-    """
-
-    warmups_ns: list[int] = field(default_factory=list)
-    settled: bool = False
-    runs_a_sample: int = 1
-    enqueue_ns: list[int] = field(default_factory=list)
-    completion_ns: list[int] = field(default_factory=list)
-    gpu_ns: list[int] | None = None
-
-    def keep_rounds(self, rounds: int) -> None:
-        """Drop what is beyond so many whole rounds."""
-        for values in (self.enqueue_ns, self.completion_ns, self.gpu_ns):
-            if values is not None:
-                del values[2 * rounds :]
 
 
 class Sampler:
@@ -214,11 +184,8 @@ def run_rounds(
         Called before each sample; may raise to end it all.
     """
     with _no_collection():
-        for done, order in enumerate(orders, 1):
-            for index in (*order, *reversed(order)):
-                check()
-                take[index]()
-            yield done
+        whole = ((*order, *reversed(order)) for order in orders)
+        yield from take_in_turn(dict(enumerate(take)), whole, check)
 
 
 @contextmanager

@@ -14,8 +14,41 @@ from numba_swap.tools.bench.ab.spec.errors import ResultFileError
 
 
 @dataclass
-class ArmResult:
-    """The raw values of one arm in one cell; see `sampling` for what the times are.
+class Series:
+    """The samples of one arm in a cell, in the order taken: two for each round.
+
+    Attributes
+    ----------
+    warmups_ns : list of int
+        Completion times before the rounds: three single runs, the first of which may compile,
+        then samples until they settle.
+    settled : bool
+        Whether they did.
+    runs_a_sample : int
+        How many runs a sample is the median of.
+    enqueue_ns, completion_ns : list of int
+        Host times; see `sampling` for what they are.
+    gpu_ns : list of int or None
+        Times between events; None where the GPU is simulated.
+    """
+
+    warmups_ns: list[int] = field(default_factory=list)
+    settled: bool = False
+    runs_a_sample: int = 1
+    enqueue_ns: list[int] = field(default_factory=list)
+    completion_ns: list[int] = field(default_factory=list)
+    gpu_ns: list[int] | None = None
+
+    def keep_rounds(self, rounds: int) -> None:
+        """Drop what is beyond so many whole rounds."""
+        for values in (self.enqueue_ns, self.completion_ns, self.gpu_ns):
+            if values is not None:
+                del values[2 * rounds :]
+
+
+@dataclass(kw_only=True)
+class ArmResult(Series):
+    """The raw values of one arm in one cell, and what ran.
 
     Attributes
     ----------
@@ -27,14 +60,6 @@ class ArmResult:
         Which mode of this package ran, and why.
     planted_ns : int
         How long the host spun before each run, to plant a slowdown; 0 for all honest arms.
-    settled : bool
-        Whether the warm-up settled.
-    runs_a_sample : int
-        How many runs a sample is the median of.
-    warmups_ns, enqueue_ns, completion_ns : list of int
-        Samples in the order taken; of the latter two, two for each round.
-    gpu_ns : list of int or None
-        The same by events; None where the GPU is simulated.
     """
 
     arm: str
@@ -42,12 +67,6 @@ class ArmResult:
     mode: str | None
     reason: str | None
     planted_ns: int
-    settled: bool
-    runs_a_sample: int
-    warmups_ns: list[int]
-    enqueue_ns: list[int]
-    completion_ns: list[int]
-    gpu_ns: list[int] | None
 
 
 @dataclass

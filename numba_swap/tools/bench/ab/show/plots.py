@@ -15,7 +15,7 @@ from numba_swap.tools.bench.ab.results.results import ArmResult, CellResult, Res
 from numba_swap.tools.bench.ab.show.tables import SIMULATED_NOTE, describe_origin
 from numba_swap.tools.bench.ab.spec.arms import MODES
 from numba_swap.tools.bench.ab.spec.cases import DIRECTIONS
-from numba_swap.tools.bench.ab.spec.units import format_bytes
+from numba_swap.tools.units import format_bytes
 
 _STYLES: dict[str, dict[str, Any]] = {
     "auto": {"color": "black", "linewidth": 4, "alpha": 0.25},

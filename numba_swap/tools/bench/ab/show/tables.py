@@ -11,8 +11,8 @@ from rich.table import Table
 
 from numba_swap.tools.bench.ab.analysis.effects import TOLERANCE, Effect, Spread, Verdict
 from numba_swap.tools.bench.ab.analysis.report import ArmSummary, CellSummary, control_of, summarise
-from numba_swap.tools.bench.ab.results.results import CellResult, Result
-from numba_swap.tools.bench.ab.spec.units import format_bytes, format_ns
+from numba_swap.tools.bench.ab.results.results import Result
+from numba_swap.tools.units import format_bytes, format_ns
 
 SIMULATED_NOTE = "simulated: measures nothing about a GPU"
 # With more cells than this, each is one line.
@@ -37,7 +37,6 @@ def format_result(
     result: Result,
     metric: str = "completion",
     baseline: str | None = None,
-    cells: Sequence[CellResult] | None = None,
 ) -> str:
     """Lay a result out for a terminal.
 
@@ -49,11 +48,7 @@ def format_result(
         Which time the effects are of.
     baseline : str, optional
         Compare with this arm instead of each cell's first.
-    cells : sequence of CellResult, optional
-        Only these of its cells.
     """
-    if cells is not None:
-        result = Result(**{**vars(result), "cells": list(cells)})
     summaries = summarise(result, metric, baseline)
     if len(summaries) <= MOST_DETAILED_CELLS:
         lines = [line for summary in summaries for line in _detailed(summary, metric)]

@@ -9,7 +9,7 @@ from typing import Any
 from numba_swap.dispatch.settings import parse_policy
 from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import BadArgumentError
-from numba_swap.tools.bench.ab.spec.units import parse_count, parse_percent
+from numba_swap.tools.units import parse_count, parse_percent
 
 MODES = ("auto", "kernel", "batch", "loop")
 # In the order of the issue that asked for them; each has a file in `peers`.

@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from numba_swap.copies.copies import Direction
 from numba_swap.errors import BadArgumentError
-from numba_swap.tools.bench.ab.spec.units import MIB, format_bytes
+from numba_swap.tools.bench.memory import Mapping, scatter
+from numba_swap.tools.units import MIB, format_bytes
 
 DIRECTIONS = {"h2d": Direction.H2D, "d2h": Direction.D2H, "d2d": Direction.D2D}
 MEMORY_KINDS = ("pinned", "registered", "pageable", "managed")
 CACHES = ("warm", "cold")
 DEFAULT_SPAN_BYTES = 64 * MIB
-
-Mapping = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class Case:
         Kind of the host side; ``"device"`` where there is none.
     cache : {"warm", "cold"}
         Warm: the same blocks were moved by the run before. Cold: before every run that is timed,
-        `gpu.memory.FLUSH_BYTES` of other memory are written on the host and within the device, more
-        than the last caches of most machines hold. That evicts what a cache chooses to evict; it
-        is no guarantee that nothing is left.
+        `CheckedMemory.flush_bytes` of other memory are written on the host and within the device,
+        more than the last caches of most machines hold. That evicts what a cache chooses to evict;
+        it is no guarantee that nothing is left.
     seed : int
         Seed of the random blocks.
     span_bytes : int
@@ -115,8 +113,7 @@ def read_mapping(path: str | Path) -> Mapping:
 def random_mapping(case: Case) -> Mapping:
     """Make a mapping of random blocks that are no neighbours, the same for the same case."""
     rng = np.random.default_rng((case.seed, case.count, case.block_bytes))
-    columns = [2 * rng.permutation(case.blocks // 2)[: case.count] for _ in range(2)]
-    return np.ascontiguousarray(np.stack(columns, axis=1).astype(np.int64))
+    return scatter(rng, case.count, case.blocks, case.blocks)
 
 
 def make_cases(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numba_swap.errors import BadArgumentError
 from numba_swap.tools.bench.ab.spec.arms import Arm, parse_arms
 from numba_swap.tools.bench.ab.spec.cases import DEFAULT_SPAN_BYTES, Case, make_cases
-from numba_swap.tools.bench.ab.spec.units import KIB, MIB
+from numba_swap.tools.units import KIB, MIB
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_swap.tools.bench.ab.arms.actions import Setup, Stopped
-from numba_swap.tools.bench.ab.gpu.gpu import address_of
+from numba_swap.tools.bench.ab.arms.actions import Setup
+from numba_swap.tools.bench.gpu import address_of
 
 
 class Contiguous:
@@ -25,13 +25,11 @@ class Contiguous:
             self.stream,
         )
         self._keep = setup.source, setup.destination
-        self.wait = Stopped(setup.gpu, self.stream).wait
+        self.wait = setup.gpu.wait
 
     def enqueue(self) -> None:
         """Submit the copy."""
         self._copy(*self._arguments)
 
 
-def make(setup: Setup) -> Contiguous:
-    """Make it ready; nothing can be missing."""
-    return Contiguous(setup)
+make = Contiguous

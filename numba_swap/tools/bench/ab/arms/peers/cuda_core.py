@@ -6,8 +6,8 @@ from typing import Any
 
 from numba_swap.tools.bench.ab.arms.actions import Setup
 from numba_swap.tools.bench.ab.arms.peers import import_for, needs_gpu
-from numba_swap.tools.bench.ab.gpu.gpu import address_of
 from numba_swap.tools.bench.ab.spec.errors import ArmUnavailableError
+from numba_swap.tools.bench.gpu import address_of
 
 _ARM = "cuda.core"
 

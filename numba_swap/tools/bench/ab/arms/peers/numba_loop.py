@@ -47,6 +47,4 @@ def _copy_between(setup: Setup) -> Callable[[Any, Any], object]:
     return lambda src, dst: dst.copy_to_device(src)
 
 
-def make(setup: Setup) -> NumbaLoop:
-    """Make it ready; Numba is always there."""
-    return NumbaLoop(setup)
+make = NumbaLoop

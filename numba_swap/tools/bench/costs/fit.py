@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_swap.dispatch.cost_model import CLASSES, Cost, Load, batch_streams
+from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
+from numba_swap.dispatch.calibration import reference_costs
+from numba_swap.dispatch.cost_model import CLASSES, ROUTES, CostModel, ModeCost, Workload
 from numba_swap.dispatch.settings import Mode
 
 # What a measured median may be off by: a few microseconds whatever it is, and a share of it. Both
@@ -16,50 +18,54 @@ _NOISE_US = 2.0
 _NOISE_SHARE = 0.02
 
 
-class Cell(NamedTuple):
+class TimedSwap(NamedTuple):
     """The measured time of one swap in one mode.
 
     Attributes
     ----------
     mode : Mode
         The mode.
-    load : Load
+    load : Workload
         What was copied.
     measured_us : float
         The median time.
     """
 
     mode: Mode
-    load: Load
+    load: Workload
     measured_us: float
 
 
-def fit_cost(cells: Sequence[Cell], full_blocks: float = 0.0) -> Cost:
+def fit_cost(
+    cells: Sequence[TimedSwap], full_blocks: float = 0.0, tuning: Tuning = DEFAULT_TUNING
+) -> ModeCost:
     """Fit the costs of a mode on a route: non-negative least squares of relative errors.
 
     Parameters
     ----------
-    cells : sequence of Cell
+    cells : sequence of TimedSwap
         Measurements of one mode on one route.
     full_blocks : float
         As many thread blocks as a kernel needs; 0 for other modes.
+    tuning : Tuning
+        The other figures of the machine: from when on a batch was spread over streams.
 
     Returns
     -------
-    Cost
+    ModeCost
         A class of lengths that was not measured gets the costs of its neighbour.
     """
     from scipy.optimize import nnls
 
     times = np.array([cell.measured_us for cell in cells])
-    rows = np.array([_features(cell) for cell in cells])
+    rows = np.array([_features(cell, tuning) for cell in cells])
     weights = 1.0 / (_NOISE_US + _NOISE_SHARE * times)
     solution, _ = nnls(rows * weights[:, None], times * weights)
     start_us, fork_us = float(solution[0]), float(solution[1])
     copy_us, megabyte_us = solution[2 : 2 + CLASSES], solution[2 + CLASSES :]
     seen = rows[:, 2 : 2 + CLASSES].any(axis=0)
     nearest = [int(min(np.flatnonzero(seen), key=lambda j: abs(j - i))) for i in range(CLASSES)]
-    return Cost(
+    return ModeCost(
         round(start_us, 3),
         round(fork_us, 3),
         tuple(round(float(copy_us[i]), 5) for i in nearest),
@@ -68,9 +74,40 @@ def fit_cost(cells: Sequence[Cell], full_blocks: float = 0.0) -> Cost:
     )
 
 
-def _features(cell: Cell) -> list[float]:
+def fit_costs(
+    cells: Sequence[TimedSwap],
+    blocks: dict[str, float],
+    source: str,
+    tuning: Tuning = DEFAULT_TUNING,
+) -> CostModel:
+    """Fit the costs of every mode on every route.
+
+    Parameters
+    ----------
+    cells : sequence of TimedSwap
+        What was measured. A route of which nothing was gets the costs that are shipped.
+    blocks : dict of str to float
+        As many thread blocks as a kernel needs, by route.
+    source : str
+        What to say of where the costs come from.
+    tuning : Tuning
+        The other figures of the machine, which are not measured.
+    """
+    routes: dict[str, dict[Mode, ModeCost]] = {}
+    for route in ROUTES:
+        routes[route] = {}
+        for mode in reference_costs().routes[route]:
+            mine = [cell for cell in cells if (cell.load.route, cell.mode) == (route, mode)]
+            if mine:
+                full_blocks = blocks.get(route, 0.0) if mode is Mode.KERNEL else 0.0
+                routes[route][mode] = fit_cost(mine, full_blocks, tuning)
+        routes[route] = routes[route] or dict(reference_costs().routes[route])
+    return CostModel(routes, source, tuning)
+
+
+def _features(cell: TimedSwap, tuning: Tuning) -> list[float]:
     load = cell.load
-    forked = cell.mode is Mode.BATCH and batch_streams(load.copies, load.nbytes) > 1
+    forked = cell.mode is Mode.BATCH and tuning.spread_over(load.copies, load.nbytes) > 1
     counts, megabytes = [0.0] * CLASSES, [0.0] * CLASSES
     for i, count, nbytes in load.terms:
         counts[i], megabytes[i] = float(count), nbytes / 1e6

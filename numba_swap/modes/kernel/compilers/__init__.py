@@ -1,0 +1,1 @@
+"""Compilers of the same kernel sources, of which none knows another."""

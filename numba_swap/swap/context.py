@@ -1,0 +1,130 @@
+"""From what the user says to where work is submitted."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from numba_swap.copies.copies import Direction, Ends
+from numba_swap.device.devices import Devices
+from numba_swap.device.streams import same_stream, stream_handle
+from numba_swap.dispatch.calibration import find_costs
+from numba_swap.dispatch.conditions import Conditions, LaunchContext, capabilities_of
+from numba_swap.dispatch.ranking import block_limit
+from numba_swap.dispatch.settings import (
+    Mode,
+    Policy,
+    check_positive,
+    current_settings,
+    parse_policy,
+)
+from numba_swap.errors import CapturedTransferError
+
+
+class RunOptions(NamedTuple):
+    """How the user wants copies to run: the arguments that all verbs share.
+
+    Attributes
+    ----------
+    stream, mode, max_blocks, policy
+        As for `numba_swap.swap_blocks`.
+    """
+
+    stream: Any = None
+    mode: Mode | str = "auto"
+    max_blocks: int | None = None
+    policy: Policy | str | None = None
+
+
+class launching:  # noqa: N801 -- it is used as a function
+    """Find out what holds for a stream; the stream's context is current inside.
+
+    Parameters
+    ----------
+    devices : Devices
+        The GPUs.
+    device : int or None
+        The GPU whose memory takes part, if one does.
+    direction : Direction
+        Between which sides the bytes move.
+    options : RunOptions
+        What the user said.
+    """
+
+    __slots__ = ("_device", "_devices", "_direction", "_options", "_switched")
+
+    def __init__(
+        self, devices: Devices, device: int | None, direction: Direction, options: RunOptions
+    ) -> None:
+        self._devices = devices
+        self._device = device
+        self._direction = direction
+        self._options = options
+        self._switched: Any = None
+
+    def __enter__(self) -> LaunchContext:
+        options, devices = self._options, self._devices
+        driver = devices.driver
+        if options.max_blocks is not None:
+            check_positive(options.max_blocks, "max_blocks")
+        settings = current_settings()
+        policy = settings.policy if options.policy is None else parse_policy(options.policy)
+        stream = stream_handle(options.stream)
+        default = driver.is_default_stream(stream)
+        current, handle, capturing = driver.probe(0 if default else stream)
+        if default:
+            # It belongs to whatever context is current: that of the data's device is meant.
+            if self._device is not None:
+                handle = devices[self._device].primary_context
+            elif not current:
+                handle = devices[0].primary_context
+        if handle != current:
+            self._switched = driver.activate(handle)
+            self._switched.__enter__()
+        try:
+            if default:
+                capturing = driver.probe(stream)[2]
+            context = devices.context(handle)
+            tuning = find_costs(context.device).tuning
+            limit = block_limit(tuning, policy, self._direction, options.max_blocks)
+            capabilities = capabilities_of(context.device, settings)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return LaunchContext(stream, context, Conditions(capabilities, capturing, policy, limit))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._switched is not None:
+            self._switched.__exit__(kind, error, traceback)
+
+
+def wait_for_producers(ends: Ends, launch: LaunchContext) -> None:
+    """Let the stream wait for what is pending on the arrays, in the streams that they name.
+
+    Raises
+    ------
+    CapturedTransferError
+        If such a stream is being captured, and the copy's is not: waiting would draw the copy
+        into the graph.
+    """
+    driver, devices = launch.driver, launch.devices
+    for producer in ends.producer_streams:
+        if same_stream(producer, launch.stream):
+            continue
+        _, handle, capturing = driver.probe(producer)
+        if capturing and not launch.conditions.capturing:
+            raise CapturedTransferError(
+                f"an array's own stream {producer:#x} is being captured into a CUDA graph: swap in "
+                "that stream"
+            )
+        if capturing == launch.conditions.capturing:
+            owner = launch.context
+            if handle != owner.handle:
+                with driver.activate(handle):
+                    owner = devices.context(handle)
+            launch.context.wait_for(producer, launch.stream, owner)

@@ -1,0 +1,56 @@
+"""From a selection to work in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from numba_swap.copies.copies import Ends
+from numba_swap.device.in_flight import InFlight
+from numba_swap.dispatch.conditions import LaunchContext
+from numba_swap.swap.context import wait_for_producers
+from numba_swap.swap.select import Selection
+from numba_swap.swap.steps import submit_step, submit_steps
+from numba_swap.swap.transfer import Transfer
+
+
+def execute(
+    selection: Selection, launch: LaunchContext, ends: Iterable[Ends], holds: tuple[object, ...]
+) -> Transfer:
+    """Enqueue what was selected, and track all that was submitted, whether or not that succeeds.
+
+    Parameters
+    ----------
+    selection : Selection
+        What to do.
+    launch : LaunchContext
+        Where.
+    ends : iterable of Ends
+        Of all copies: what is pending on their arrays comes first.
+    holds : tuple of object
+        What must outlive the work, besides what the steps hold.
+
+    Raises
+    ------
+    DriverCallError
+        If the driver refuses; it says what was submitted.
+    """
+    decision, steps, capturing = selection.decision, selection.steps, launch.conditions.capturing
+    if decision.copies == 0:
+        return Transfer(None, decision, False)
+    for some in ends:
+        if some.producer_streams:
+            wait_for_producers(some, launch)
+    work = InFlight(launch.context, holds, capturing)
+    try:
+        if not isinstance(steps, tuple):
+            submit_steps(steps(launch), launch, work, forked=selection.forked)
+        elif len(steps) == 1:
+            submit_step(steps[0], launch, work)
+        else:
+            submit_steps(steps, launch, work, forked=selection.forked)
+        work.close(launch.stream)
+    except BaseException:
+        # A part may have been submitted: its memory must last until that part is over.
+        work.close_after_failure(launch.stream)
+        raise
+    return Transfer(work, decision, capturing)

@@ -1,0 +1,157 @@
+"""A grid of swaps, each timed in every mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from numba_swap.copies.copies import Direction
+from numba_swap.dispatch.cost_model import workload_of
+from numba_swap.dispatch.settings import Mode
+from numba_swap.errors import ModeUnavailableError
+from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.verbs import plan_blocks
+from numba_swap.tools.bench.costs.fit import TimedSwap
+from numba_swap.tools.bench.gpu import BenchGPU
+from numba_swap.tools.bench.memory import BenchMemory
+from numba_swap.tools.bench.timing import measure, measure_in_turn
+from numba_swap.tools.units import KIB, MIB
+
+# To see how many thread blocks a kernel needs.
+_FEW_BLOCKS = 4
+_SIZE_FOR_FEW_BLOCKS = 64 * KIB
+
+
+class GridSwap(NamedTuple):
+    """A swap of the grid: so many blocks of one size."""
+
+    direction: Direction
+    pageable: bool
+    size: int
+    number: int
+
+    def __str__(self) -> str:
+        kind = " (pageable)" if self.pageable else ""
+        return f"{self.direction}{kind}, {self.number} x {self.size} bytes"
+
+
+@dataclass(frozen=True)
+class CostGrid:
+    """What is measured, and how often.
+
+    Attributes
+    ----------
+    sizes, counts : tuple of int
+        All combinations are swaps.
+    most_bytes, most_pageable_bytes : int
+        Swaps of more are left out.
+    repeats, fewest_repeats, swap_s : int or float
+        How often a swap is measured in each mode; the fewest are enough once that time is over.
+    longest_us : float
+        A mode is left out where a single run would take longer.
+    """
+
+    sizes: tuple[int, ...]
+    counts: tuple[int, ...]
+    most_bytes: int
+    most_pageable_bytes: int
+    repeats: int = 9
+    fewest_repeats: int = 3
+    swap_s: float = 0.03
+    longest_us: float = 40_000.0
+
+    def most_of(self, pageable: bool) -> int:
+        """Return the most bytes of a swap."""
+        return self.most_pageable_bytes if pageable else self.most_bytes
+
+    def swaps(self) -> Iterator[GridSwap]:
+        """Yield every swap, of rising sizes and counts."""
+        for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
+            for pageable in (False, True) if direction is not Direction.D2D else (False,):
+                for size in self.sizes:
+                    for count in self.counts:
+                        if count * size <= self.most_of(pageable):
+                            yield GridSwap(direction, pageable, size, count)
+
+
+FULL = CostGrid(
+    # Two lengths or more of every class, on both sides of where the batch copy is known to jump.
+    (512, 2 * KIB, 4 * KIB, 12 * KIB, 24 * KIB, 32 * KIB, 96 * KIB, 128 * KIB, 256 * KIB, MIB),
+    (1, 4, 16, 64, 256, 1024, 4096),
+    256 * MIB,
+    # Pageable copies are staged by the driver at some 10 GB/s: fewer bytes tell as much.
+    16 * MIB,
+)
+# The simulated kernel runs in Python, one thread after another.
+SIMULATED = CostGrid((64, 4 * KIB, 32 * KIB, 128 * KIB), (1, 4), 512 * KIB, 512 * KIB)
+
+
+class SwapTimer:
+    """Times the swaps of a grid on one GPU.
+
+    Parameters
+    ----------
+    gpu : BenchGPU
+        Where.
+    grid : CostGrid
+        What, in the order in which it yields them.
+    """
+
+    def __init__(self, gpu: BenchGPU, grid: CostGrid) -> None:
+        self._grid = grid
+        self._stream = gpu.stream
+        self._memory = BenchMemory(gpu, 2 * grid.most_bytes, 2 * grid.most_bytes)
+        self._memory.host()[:] = 1
+        self._copy_us: dict[tuple[Direction, bool, Mode], float] = {}
+
+    def measure(self, swap: GridSwap) -> list[TimedSwap]:
+        """Return the median time of each mode that can run; a round of all after another."""
+        plan, stream = self._plan(swap), self._stream
+        load = workload_of(plan.copies)
+        actions: dict[Mode, Callable[[], object]] = {}
+        for mode in Mode:
+            if self._would_take_us(swap, mode) > self._grid.longest_us:
+                continue
+            with contextlib.suppress(ModeUnavailableError):
+                plan.run(stream, mode).wait()  # warms up
+                actions[mode] = lambda m=mode: plan.run(stream, m).wait()  # type: ignore[misc]
+        samples = measure_in_turn(
+            actions,
+            repeats=self._grid.repeats,
+            warmups=0,
+            enough=(self._grid.fewest_repeats, self._grid.swap_s),
+        )
+        timed = [TimedSwap(mode, load, s.median_s * 1e6) for mode, s in samples.items()]
+        for mode, _, measured_us in timed:
+            self._copy_us[swap.direction, swap.pageable, mode] = measured_us / swap.number
+        return timed
+
+    def full_blocks(self, direction: Direction) -> float:
+        """Return about how many thread blocks a kernel needs for its full speed."""
+        size = min(_SIZE_FOR_FEW_BLOCKS, max(self._grid.sizes))
+        count = min(1024, self._grid.most_bytes // size)
+        plan, stream = self._plan(GridSwap(direction, False, size, count)), self._stream
+        try:
+            few, many = (
+                measure(
+                    lambda b=blocks: plan.run(stream, Mode.KERNEL, max_blocks=b).wait(),  # type: ignore[misc]
+                    repeats=self._grid.fewest_repeats + 1,
+                    warmups=0,
+                ).median_s
+                for blocks in (_FEW_BLOCKS, None)
+            )
+        except ModeUnavailableError:
+            return 0.0
+        return round(_FEW_BLOCKS * max(1.0, few / many), 1)
+
+    def _plan(self, swap: GridSwap) -> CopyPlan:
+        host = "pageable" if swap.pageable else "pinned"
+        most = 2 * self._grid.most_of(swap.pageable)  # for every other block is left out
+        arrays = self._memory.blocks(swap.direction, swap.size, host, most)
+        return plan_blocks(*arrays, self._memory.mapping(*arrays, swap.number))
+
+    def _would_take_us(self, swap: GridSwap, mode: Mode) -> float:
+        """Return a guess from the swap before, which had fewer or shorter copies."""
+        return swap.number * self._copy_us.get((swap.direction, swap.pageable, mode), 0.0)
