@@ -6,7 +6,7 @@ import copy
 from functools import cached_property
 from typing import Any
 
-from numba_swap.copies.arrays import extent, view_array
+from numba_swap.copies.inputs.arrays import extent, view_array
 from numba_swap.device.memory import Allocation, MemoryKind, allocations_of_range
 from numba_swap.driver.calls import Driver
 from numba_swap.errors import UnsupportedArrayError

@@ -9,179 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_swap import native
-from numba_swap.copies.block_array import BlockArray
-from numba_swap.copies.copies import Copies, Ends, PinnedTable, concatenate, merge, no_copies
+from numba_swap.copies.copies import Copies, PinnedTable, concatenate, merge, no_copies
 from numba_swap.copies.hazards import check_hazards
-from numba_swap.copies.layout import PairLayout, match_blocks
-from numba_swap.copies.mapping import Integers, read_integers
-from numba_swap.copies.provenance import BlockRows, Merged, Provenance
+from numba_swap.copies.inputs.mapping import Integers, read_integers
+from numba_swap.copies.layers import (
+    NAMES,
+    ArgumentNames,
+    LayerPair,
+    device_of,
+    read_arrays,
+    read_only,
+)
+from numba_swap.copies.provenance import Merged, Provenance
 from numba_swap.device.devices import Devices, devices_of
 from numba_swap.device.memory import Addresses, Allocation, MemoryKind
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
 from numba_swap.driver.calls import Driver
 from numba_swap.errors import BadPlanError
-
-
-class ArgumentNames(NamedTuple):
-    """What the user calls the arguments, for messages."""
-
-    mapping: str = "block_mapping"
-    src: str = "src"
-    dst: str = "dst"
-
-
-_NAMES = ArgumentNames()
-
-
-class LayerPair(NamedTuple):
-    """The two arrays between which blocks are copied, one of each side, and how they match.
-
-    Attributes
-    ----------
-    src, dst : BlockArray
-        The arrays.
-    layout : PairLayout
-        How blocks of one map onto blocks of the other.
-    suffix : str
-        Which layer this is, for messages, if there are several.
-    """
-
-    src: BlockArray
-    dst: BlockArray
-    layout: PairLayout
-    suffix: str = ""
-
-    @property
-    def same_blocks(self) -> bool:
-        """Whether both sides have the very same blocks, which share no bytes."""
-        layout = self.layout
-        return (
-            layout.run_bytes > 0
-            and not layout.may_alias
-            and (self.src.address, layout.src_step) == (self.dst.address, layout.dst_step)
-            and np.array_equal(layout.src_offsets, layout.dst_offsets)
-        )
-
-    @property
-    def ends(self) -> Ends:
-        """What copies from one to the other have in common."""
-        producers = (self.src.view.stream, self.dst.view.stream)
-        return Ends.of(
-            self.src.allocations,
-            self.dst.allocations,
-            (self.src.view.owner, self.dst.view.owner),
-            () if producers == (None, None) else tuple(s for s in producers if s is not None),
-        )
-
-    @property
-    def alignment_bits(self) -> int:
-        """All addresses and lengths of copies between the two, or-ed."""
-        return self.layout.alignment_bits | self.src.address | self.dst.address
-
-    def rows(
-        self,
-        columns: tuple[Addresses, Addresses],
-        name: str,
-        holds: object,
-        mapping: Integers | None = None,
-    ) -> BlockRows:
-        """Return where copies, one of every run of every block, come from."""
-        layout = self.layout
-        return BlockRows(
-            columns,
-            (self.dst.address, self.src.address),
-            (layout.dst_step, layout.src_step),
-            (layout.dst_offsets, layout.src_offsets),
-            mapping,
-            name,
-            self.suffix,
-            holds,
-        )
-
-    def reversed(self) -> LayerPair:
-        """Return the pair for copies the other way."""
-        layout = _match(self.dst, self.src, self.suffix)
-        return LayerPair(self.dst, self.src, layout, self.suffix)
-
-    def owned_by(self, src: object, dst: object, *, ask_anew: bool = False) -> LayerPair:
-        """Return the same, keeping other objects alive; see `BlockArray.owned_by`."""
-        return self._replace(
-            src=self.src.owned_by(src, ask_anew=ask_anew),
-            dst=self.dst.owned_by(dst, ask_anew=ask_anew),
-        )
-
-
-def read_arrays(
-    driver: Driver, src: Any, dst: Any, block_axis: int, names: ArgumentNames = _NAMES
-) -> list[LayerPair]:
-    """Read the arrays of both sides, once, and match their blocks.
-
-    Parameters
-    ----------
-    driver : Driver
-        Asked what kind of memory the arrays are.
-    src, dst : array or sequence of arrays
-        One array each, or as many layers each.
-    block_axis : int
-        Axis along which the blocks lie.
-    names : ArgumentNames, optional
-        For messages.
-
-    Raises
-    ------
-    BadPlanError, UnsupportedArrayError
-        If they are no arrays, or do not match.
-    """
-    many = [isinstance(side, (list, tuple)) for side in (src, dst)]
-    if many == [False, False]:
-        return [_read_pair(driver, src, dst, block_axis, names, "")]
-    if many != [True, True] or len(src) != len(dst):
-        lengths = [len(side) if isinstance(side, (list, tuple)) else "one" for side in (src, dst)]
-        raise BadPlanError(
-            f"{names.src} and {names.dst} must be one array each or equally many layers, not "
-            f"{lengths[0]} and {lengths[1]} (a list or tuple means layers; for data give an array)"
-        )
-    return [
-        _read_pair(driver, *pair, block_axis, names, f" of layer {i}")
-        for i, pair in enumerate(zip(src, dst, strict=True))
-    ]
-
-
-def _read_pair(
-    driver: Driver, src: Any, dst: Any, block_axis: int, names: ArgumentNames, suffix: str
-) -> LayerPair:
-    source = BlockArray(driver, src, block_axis, names.src + suffix)
-    destination = BlockArray(driver, dst, block_axis, names.dst + suffix)
-    try:
-        layout = _match(source, destination, suffix)
-    except BadPlanError:
-        if destination.view.readonly:  # a broadcast array, for example: this says it plainer
-            raise _read_only(destination) from None
-        raise
-    return LayerPair(source, destination, layout, suffix)
-
-
-def _read_only(array: BlockArray) -> BadPlanError:
-    return BadPlanError(f"{array.name} is read-only, so it cannot be a destination")
-
-
-def _match(src: BlockArray, dst: BlockArray, suffix: str) -> PairLayout:
-    both = f"{src.name.removesuffix(suffix)} and {dst.name}"
-    return match_blocks(src.view, dst.view, dst.axis, both)
-
-
-def device_of(layers: Sequence[LayerPair]) -> int | None:
-    """Return the GPU whose memory takes part; None if none does."""
-    return next(
-        (
-            allocation.device
-            for pair in layers
-            for array in (pair.src, pair.dst)
-            for allocation in array.allocations
-            if allocation.kind in (MemoryKind.DEVICE, MemoryKind.MANAGED)
-        ),
-        None,
-    )
 
 
 def plan_array_blocks(
@@ -190,7 +34,7 @@ def plan_array_blocks(
     dst: Any,
     block_mapping: Any,
     block_axis: int,
-    names: ArgumentNames = _NAMES,
+    names: ArgumentNames = NAMES,
     *,
     tuning: Tuning = DEFAULT_TUNING,
 ) -> Copies:
@@ -254,7 +98,7 @@ def plan_layers(
     """
     for pair in layers:
         if pair.dst.view.readonly and len(mapping):
-            raise _read_only(pair.dst)
+            raise read_only(pair.dst)
     parts = [
         _Rows(devices, pair, mapping, name, tuning, in_order).place(table)
         if len(mapping)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from numba_swap.copies.copies import Copies, Ends, merge, no_copies
 from numba_swap.copies.hazards import check_hazards
-from numba_swap.copies.mapping import Integers, read_integers
+from numba_swap.copies.inputs.mapping import Integers, read_integers
 from numba_swap.copies.provenance import Merged, PointerRows
 from numba_swap.device.addresses import allocations_of_addresses, assumed_allocation
 from numba_swap.device.devices import devices_of

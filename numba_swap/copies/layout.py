@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.arrays import ArrayView
+from numba_swap.copies.inputs.arrays import ArrayView
 from numba_swap.errors import BadArgumentError, BadPlanError
 
 Offsets: TypeAlias = npt.NDArray[np.int64]

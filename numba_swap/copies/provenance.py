@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.mapping import Integers
+from numba_swap.copies.inputs.mapping import Integers
 
 Addresses = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.intp]

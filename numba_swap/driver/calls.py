@@ -6,28 +6,13 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Iterator
-from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
-from typing import TYPE_CHECKING, Any, NamedTuple
+from ctypes import byref, c_int, c_uint64, c_void_p
+from typing import Any, NamedTuple
 
 from numba_swap import native
 from numba_swap.driver import abi
-from numba_swap.driver.entry_points import EntryPoints
-from numba_swap.driver.version import DriverVersion
-from numba_swap.errors import DriverCallError, DriverUnavailableError, forked_error
-
-if TYPE_CHECKING:
-    from numba_swap.driver.library import DriverLibrary
-
-_QUERIED = (
-    abi.POINTER_MEMORY_TYPE,
-    abi.POINTER_IS_MANAGED,
-    abi.POINTER_DEVICE_ORDINAL,
-    abi.POINTER_DEVICE_POINTER,
-    abi.POINTER_RANGE_START,
-    abi.POINTER_RANGE_SIZE,
-)
-_QUERY_CODES = (c_int * len(_QUERIED))(*_QUERIED)
-_QUERY_CODES_ADDRESS = ctypes.addressof(_QUERY_CODES)
+from numba_swap.driver.work import WorkCalls
+from numba_swap.errors import DriverUnavailableError, forked_error
 
 
 class PointerInfo(NamedTuple):
@@ -55,7 +40,7 @@ class PointerInfo(NamedTuple):
     nbytes: int
 
 
-class Driver:
+class Driver(WorkCalls):
     """A driver library, its entry points, and typed calls of them.
 
     Parameters
@@ -72,60 +57,6 @@ class Driver:
     initialized : bool
         Whether the driver was initialised through this object.
     """
-
-    def __init__(self, library: DriverLibrary) -> None:
-        self.library = library
-        self.entry_points = EntryPoints(library.proc_address)
-        self._addresses: dict[str, int] = {}
-        for name, answer in self.entry_points.answers.items():
-            if answer.found:
-                self._addresses[name] = answer.address
-                setattr(self, f"_{name}", self.entry_points.function(name))
-        version = c_int()
-        self._check(self._cuDriverGetVersion(byref(version)), "cuDriverGetVersion")
-        self.version = DriverVersion.from_encoded(version.value)
-        self._probed = tuple(
-            self.address(name)
-            for name in ("cuCtxGetCurrent", "cuStreamGetCtx", "cuStreamIsCapturing")
-        )
-        self._query = self.address("cuPointerGetAttributes")
-        self.initialized = False
-        self._batch_attributes = abi.MemcpyAttributes(src_access_order=abi.SRC_ACCESS_ORDER_STREAM)
-        self._batch_attribute_index = c_size_t(0)
-
-    def __getattr__(self, name: str) -> Any:
-        # Only reached for an entry point that the driver does not have.
-        if name.startswith("_cu"):
-            return self.entry_points.function(name[1:])
-        raise AttributeError(name)
-
-    @property
-    def simulated(self) -> bool:
-        """Whether this is a simulation over host memory."""
-        return self.library.simulated
-
-    def has(self, name: str) -> bool:
-        """Whether the entry point was found."""
-        return self.entry_points.answers[name].found
-
-    def address(self, name: str) -> int:
-        """Address of an entry point, for compiled callers."""
-        try:
-            return self._addresses[name]
-        except KeyError:
-            self.entry_points.function(name)  # says why there is none
-            raise
-
-    def error_name(self, code: int) -> str:
-        """Return the driver's name of a return code."""
-        name = ctypes.c_char_p()
-        if self._cuGetErrorName(code, byref(name)) == abi.SUCCESS and name.value:
-            return name.value.decode()
-        return f"unknown error {code}"
-
-    def _check(self, code: int, function: str) -> None:
-        if code:
-            raise DriverCallError(function, code, self.error_name(code))
 
     # -- devices and contexts ---------------------------------------------------------------
 
@@ -198,6 +129,15 @@ class Driver:
         self._check(self._cuCtxGetDevice(byref(device)), "cuCtxGetDevice")
         return device.value
 
+    @functools.cached_property
+    def _probed(self) -> tuple[int, int, int]:
+        """Addresses that `native.driver_calls.probe` needs."""
+        return (
+            self.address("cuCtxGetCurrent"),
+            self.address("cuStreamGetCtx"),
+            self.address("cuStreamIsCapturing"),
+        )
+
     def probe(self, stream: int) -> tuple[int, int, bool]:
         """Ask what holds for a stream, in one compiled call.
 
@@ -234,9 +174,7 @@ class Driver:
 
     def pointer_info(self, address: int) -> PointerInfo:
         """Ask what an address is. An address unknown to CUDA is no error here."""
-        code, *values = native.driver_calls.pointer_attributes(
-            self._query, _QUERY_CODES_ADDRESS, address
-        )
+        code, *values = native.driver_calls.pointer_attributes(*self.query_functions, address)
         if code:
             self._check(code, "cuPointerGetAttributes")
         return PointerInfo._make(values)
@@ -338,153 +276,3 @@ class Driver:
             addresses["cuThreadExchangeStreamCaptureMode"], addresses[name], handle
         )
         return code
-
-    # -- copies -----------------------------------------------------------------------------
-
-    def memcpy_batch_async(
-        self, dst: int, src: int, sizes: int, count: int, stream: int
-    ) -> tuple[int, int | None]:
-        """Submit many copies in one call.
-
-        Parameters
-        ----------
-        dst, src, sizes : int
-            Addresses of arrays of `count` 64-bit destinations, sources and lengths in bytes.
-        count : int
-            Number of copies, at least 1.
-        stream : int
-            Any stream but the legacy default one.
-
-        Returns
-        -------
-        code : int
-            The driver's return code.
-        failing_index : int or None
-            The copy at fault; None unless the driver wrote a usable index.
-        """
-        fail_index = c_size_t(abi.SIZE_MAX)
-        code = self._cuMemcpyBatchAsync(
-            dst,
-            src,
-            sizes,
-            count,
-            byref(self._batch_attributes),
-            byref(self._batch_attribute_index),
-            1,
-            byref(fail_index),
-            stream,
-        )
-        return code, fail_index.value if code and fail_index.value < count else None
-
-    def memcpy_loop(
-        self, dst: Any, src: Any, sizes: Any, uniform: int, stream: int
-    ) -> tuple[int, int]:
-        """Submit copies one by one, in one compiled loop; see `native.driver_calls.memcpy_loop`."""
-        code, index = native.driver_calls.memcpy_loop(
-            self.address("cuMemcpyAsync"), dst, src, sizes, uniform, stream
-        )
-        return code, index
-
-    def memcpy_async(self, dst: int, src: int, nbytes: int, stream: int) -> None:
-        """Enqueue one copy."""
-        self._check(self._cuMemcpyAsync(dst, src, nbytes, stream), "cuMemcpyAsync")
-
-    @functools.cached_property
-    def launch_functions(self) -> tuple[int, int, int, int, int, int]:
-        """Addresses that `native.driver_calls.launch_and_record` needs."""
-        return (
-            self.address("cuCtxGetCurrent"),
-            self.address("cuCtxSetCurrent"),
-            self.address("cuStreamGetCtx"),
-            self.address("cuStreamIsCapturing"),
-            self.address("cuLaunchKernel"),
-            self.address("cuEventRecord"),
-        )
-
-    @property
-    def query_functions(self) -> tuple[int, int]:
-        """Address of the pointer query, and of the codes it is asked with."""
-        return self._query, _QUERY_CODES_ADDRESS
-
-    def launch_kernel(
-        self,
-        function: int,
-        blocks: int,
-        threads: int,
-        stream: int,
-        arguments: tuple[int, ...],
-        context: int = 0,
-        event: int = 0,
-    ) -> bool:
-        """Launch a kernel of seven 64-bit parameters, and record an event (if not 0) behind it.
-
-        Parameters
-        ----------
-        function, blocks, threads, stream, arguments
-            The launch.
-        context : int, optional
-            If not 0, nothing is done unless this is the current context and the stream's, and
-            the stream is not being captured.
-        event : int, optional
-            Event to record; by default none is.
-
-        Returns
-        -------
-        bool
-            Whether it was launched.
-        """
-        step, code = native.driver_calls.launch_and_record(
-            self.launch_functions, context, function, blocks, threads, stream, arguments, event
-        )
-        return self._launched(step, code)
-
-    def copy_rows(
-        self, words: Any, mapping: Any, memory: Any, table: int, blocks: int, event: int
-    ) -> bool:
-        """Place rows and launch a kernel on them if all is as before; see `prepared.copy_rows`.
-
-        Returns
-        -------
-        bool
-            Whether it was launched; if not, nothing was done.
-        """
-        return self._launched(
-            *native.prepared.copy_rows(words, mapping, memory, table, blocks, event)
-        )
-
-    def exchange_rows(
-        self,
-        words: Any,
-        out_rows: Any,
-        in_rows: Any,
-        memory: Any,
-        table: int,
-        blocks: int,
-        event: int,
-    ) -> int:
-        """Do what `copy_rows` does for pairs of rows; see `prepared.exchange_rows`.
-
-        Returns
-        -------
-        int
-            0 if nothing was done; 2 if slots and blocks are both read and overwritten, else 1.
-        """
-        step, code = native.prepared.exchange_rows(
-            words, out_rows, in_rows, memory, table, blocks, event
-        )
-        return self._launched(step, code) and (2 if code else 1)
-
-    def _launched(self, step: int, code: int) -> bool:
-        if step == 1:
-            note = "Nothing was copied."
-            raise DriverCallError(
-                "cuLaunchKernel",
-                code,
-                self.error_name(code),
-                note=note,
-                submitted=0,
-                submitted_rows=(),
-            )
-        if step > 0:
-            self._check(code, "cuEventRecord")
-        return step == 0

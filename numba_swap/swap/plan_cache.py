@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from numba_swap.copies.array_state import StateReader, state_reader
-from numba_swap.copies.from_arrays import LayerPair
+from numba_swap.copies.inputs.array_state import StateReader, state_reader
+from numba_swap.copies.layers import LayerPair
 from numba_swap.device.devices import Devices
 from numba_swap.dispatch.settings import check_positive
 

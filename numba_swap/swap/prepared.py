@@ -16,7 +16,7 @@ import numpy as np
 
 from numba_swap import native
 from numba_swap.copies.copies import Copies
-from numba_swap.copies.from_arrays import LayerPair
+from numba_swap.copies.layers import LayerPair
 from numba_swap.device.in_flight import InFlight
 from numba_swap.device.memory import describe_allocation
 from numba_swap.device.resources import BufferList

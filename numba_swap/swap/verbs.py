@@ -6,15 +6,10 @@ import contextlib
 from typing import Any
 
 from numba_swap.copies.copies import Copies, Direction, no_copies
-from numba_swap.copies.from_arrays import (
-    LayerPair,
-    device_of,
-    plan_layers,
-    read_arrays,
-    read_mapping,
-)
+from numba_swap.copies.from_arrays import plan_layers, read_mapping
 from numba_swap.copies.from_pointers import Validation, plan_pointers
-from numba_swap.copies.mapping import Integers
+from numba_swap.copies.inputs.mapping import Integers
+from numba_swap.copies.layers import LayerPair, device_of, read_arrays
 from numba_swap.device.devices import Devices, devices_of
 from numba_swap.device.streams import stream_handle
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning

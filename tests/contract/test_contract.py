@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from machines import MEMORY_KINDS, make_array, random_bytes, read_array
+from machines import MEMORY_KINDS, address_of, make_array, random_bytes, read_array
 
 import numba_swap as ns
 
@@ -54,7 +54,7 @@ def test_every_small_size_and_alignment(gpu, mode, rng, kinds):
     content = random_bytes(rng, len(cells) * 320)
     target = random_bytes(rng, len(cells) * 320)
     src, dst = (make_array(gpu, k, c) for k, c in zip(kinds, (content, target), strict=True))
-    src_base, dst_base = (ns.copies.arrays.view_array(a, "a").address for a in (src, dst))
+    src_base, dst_base = (address_of(a) for a in (src, dst))
     order = rng.permutation(len(cells))
     offsets = [(i * 320 + s, i * 320 + d, n) for i, (s, d, n) in enumerate(cells)]
     src_at, dst_at, lengths = np.array([offsets[i] for i in order]).T
@@ -71,7 +71,7 @@ def test_one_large_block_among_small_ones(gpu, mode, rng):
     content = random_bytes(rng, int(sizes.sum()) + 100)
     target = random_bytes(rng, len(content))
     src, dst = make_array(gpu, "pinned", content), make_array(gpu, "device", target)
-    src_at, dst_at = (ns.copies.arrays.view_array(a, "a").address + starts for a in (src, dst))
+    src_at, dst_at = (address_of(a) + starts for a in (src, dst))
     transfer = ns.swap_blocks_batch(src_at, dst_at, sizes, mode=mode)
     transfer.wait()
     assert transfer.nbytes == sizes.sum()
@@ -212,7 +212,7 @@ def test_empty_mapping_is_a_finished_transfer(gpu, mode):
 def test_zero_sizes_are_dropped(gpu, mode, rng):
     content, target = random_bytes(rng, 64), random_bytes(rng, 64)
     src, dst = make_array(gpu, "pinned", content), make_array(gpu, "device", target)
-    s, d = (ns.copies.arrays.view_array(a, "a").address for a in (src, dst))
+    s, d = (address_of(a) for a in (src, dst))
     transfer = ns.swap_blocks_batch([s, 0, s + 8], [d, d, d + 32], [4, 0, 5], mode=mode)
     transfer.wait()
     assert transfer.nbytes == 9
@@ -226,7 +226,7 @@ def test_bad_input_moves_no_byte(gpu, mode, rng):
     src, dst = make_array(gpu, "pinned", content), make_array(gpu, "device", target)
     with pytest.raises(ns.BadPlanError, match="block_mapping\\[1\\]"):
         ns.swap_blocks(src, dst, [[0, 0], [1, 8]], mode=mode)
-    d = ns.copies.arrays.view_array(dst, "dst").address
+    d = address_of(dst)
     s = src.ctypes.data
     with pytest.raises(ns.BadPlanError, match="runs past"):
         ns.swap_blocks_batch([s, s + 700], [d, d + 100], [100, 200], mode=mode)

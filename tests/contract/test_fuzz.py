@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import Case, examples, make_array, read_array
+from machines import Case, address_of, examples, make_array, read_array
 
 import numba_swap as ns
 
@@ -106,7 +106,7 @@ def test_views_of_any_kind_are_copied_right_or_refused(gpu, data):
         pools, contents = [pool, pool], [contents[0]] * 2
     else:
         pools = [make_array(gpu, kind, c) for kind, c in zip(kinds, contents, strict=True)]
-    bases = [ns.copies.arrays.view_array(pool, "pool").address for pool in pools]
+    bases = [address_of(pool) for pool in pools]
     src = View(bases[0] + src_first, src_shape, src_strides, itemsize)
     dst = View(bases[1] + dst_first, dst_shape, dst_strides, itemsize)
     reads = positions(src_shape, src_strides, src_first, itemsize)[mapping[:, 0]]
@@ -152,7 +152,7 @@ def test_pointers_of_any_kind_are_copied_right_or_refused(gpu, data):
     pools = [make_array(gpu, kind, c) for kind, c in zip(kinds, content, strict=True)]
     if same:
         pools[0], content[0] = pools[1], content[1]
-    bases = [ns.copies.arrays.view_array(pool, "pool").address for pool in pools]
+    bases = [address_of(pool) for pool in pools]
     src, dst, sizes = copies.T
     moved = [row for row in copies if row[2] and not (same and row[0] == row[1])]
     written = [set(range(d, d + n)) for _, d, n in moved]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
-from numba_swap.copies.arrays import ArrayView
+from numba_swap.copies.inputs.arrays import ArrayView
 from numba_swap.copies.layout import match_blocks, may_overlap
 
 

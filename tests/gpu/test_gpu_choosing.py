@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from machines import RealGPU, capture, make_array, random_bytes, read_array, real_modes
+from machines import RealGPU, address_of, capture, make_array, random_bytes, read_array, real_modes
 
 import numba_swap as ns
 from numba_swap.device.devices import devices_of
@@ -23,7 +23,7 @@ def gpu():
 
 
 def address(array):
-    return ns.copies.arrays.view_array(array, "it").address
+    return address_of(array)
 
 
 def rows_for(rng, count, sources, destinations):

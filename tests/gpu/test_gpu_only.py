@@ -20,7 +20,7 @@ if "NUMBA_SWAP_DRIVER_VERSION" in os.environ:
 def test_kind_of_memory_as_the_driver_tells():
     from numba import cuda
 
-    from numba_swap.copies.arrays import view_array
+    from numba_swap.copies.inputs.arrays import view_array
     from numba_swap.device.memory import find_allocation
 
     driver = default_driver()

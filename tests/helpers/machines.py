@@ -12,6 +12,7 @@ import pytest
 
 import numba_swap as ns
 from numba_swap.copies.copies import Copies, Ends
+from numba_swap.copies.inputs.arrays import view_array
 from numba_swap.device import in_flight
 from numba_swap.dispatch.settings import DRIVER_VERSION_VARIABLE
 
@@ -152,6 +153,11 @@ def make_array(gpu, kind: str, content: np.ndarray):
     )
     array[...] = content
     return array
+
+
+def address_of(array) -> int:
+    """Where an array of any kind begins."""
+    return view_array(array, "array").address
 
 
 def read_array(gpu, array) -> np.ndarray:

@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from machines import RealGPU
+from machines import RealGPU, address_of
 from numba import njit, types
 
 import numba_swap as ns
@@ -64,7 +64,7 @@ def device_bytes(real):
 
 
 def address(array):
-    return ns.copies.arrays.view_array(array, "array").address
+    return address_of(array)
 
 
 class View:

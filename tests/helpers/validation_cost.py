@@ -10,7 +10,7 @@ import json
 import time
 
 import numpy as np
-from machines import RealGPU
+from machines import RealGPU, address_of
 
 import numba_swap as ns
 from numba_swap.copies.from_pointers import plan_pointers
@@ -21,7 +21,7 @@ BLOCK_BYTES = 64
 
 
 def address(array):
-    return ns.copies.arrays.view_array(array, "array").address
+    return address_of(array)
 
 
 def best_seconds(action, rounds):

@@ -10,7 +10,7 @@ import mmap
 import sys
 
 import numpy as np
-from machines import RealGPU
+from machines import RealGPU, address_of
 
 import numba_swap as ns
 
@@ -19,7 +19,7 @@ FREED_BYTES = 32 << 20  # so much that no driver keeps it for later
 
 
 def address(array):
-    return ns.copies.arrays.view_array(array, "array").address
+    return address_of(array)
 
 
 def protected_page():

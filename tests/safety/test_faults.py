@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import examples, no_reaper
+from machines import address_of, examples, no_reaper
 
 import numba_swap as ns
 from numba_swap import native
@@ -410,7 +410,7 @@ def make(gpu, kind, content):
 
 
 def address(array):
-    return ns.copies.arrays.view_array(array, "array").address
+    return address_of(array)
 
 
 def run(call, src, dst, rows, nbytes, **options):

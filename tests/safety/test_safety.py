@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wild_pointers
-from machines import Case, random_bytes
+from machines import Case, address_of, random_bytes
 
 import numba_swap as ns
 from numba_swap.device import in_flight
@@ -40,7 +40,7 @@ def gpu():
 
 
 def address(array):
-    return ns.copies.arrays.view_array(array, "array").address
+    return address_of(array)
 
 
 # -- raw pointers -------------------------------------------------------------------------------

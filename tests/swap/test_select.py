@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from machines import MACHINES, capture, make_array, random_bytes, read_array, real_modes
+from machines import MACHINES, address_of, capture, make_array, random_bytes, read_array, real_modes
 
 import numba_swap as ns
 from numba_swap.device.devices import devices_of
@@ -454,7 +454,7 @@ def mixed_pools(gpu, rng, short=8, long=8):
 
 
 def address(array):
-    return ns.copies.arrays.view_array(array, "it").address
+    return address_of(array)
 
 
 def test_latency_stays_in_one_stream(gpu, rng):

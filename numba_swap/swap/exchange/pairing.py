@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_swap import native
-from numba_swap.copies.mapping import Integers
+from numba_swap.copies.inputs.mapping import Integers
 
 OUT, IN = 0, 1
 

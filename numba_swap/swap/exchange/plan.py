@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_swap.copies.copies import Copies, Direction, Pairs
-from numba_swap.copies.mapping import Integers
+from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.device.devices import Devices
 from numba_swap.device.tuning import Tuning
 from numba_swap.dispatch.calibration import find_costs

@@ -11,8 +11,9 @@ import numpy as np
 
 from numba_swap import native
 from numba_swap.copies.copies import Copies, PinnedTable
-from numba_swap.copies.from_arrays import ArgumentNames, LayerPair, device_of, plan_layers
-from numba_swap.copies.mapping import Integers
+from numba_swap.copies.from_arrays import plan_layers
+from numba_swap.copies.inputs.mapping import Integers
+from numba_swap.copies.layers import ArgumentNames, LayerPair, device_of
 from numba_swap.copies.provenance import Rows
 from numba_swap.device.devices import Devices
 from numba_swap.device.tuning import Tuning

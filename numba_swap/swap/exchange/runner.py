@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from numba_swap.copies.copies import Copies, Direction, no_copies
-from numba_swap.copies.mapping import Integers
+from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.device.tuning import Tuning
 from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.dispatch.ranking import block_limit

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_swap.copies.mapping import Integers
+from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.device.tuning import Tuning
 from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 

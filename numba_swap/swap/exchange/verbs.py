@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from numba_swap.copies.copies import Pairs
-from numba_swap.copies.from_arrays import LayerPair, read_arrays, read_mapping
+from numba_swap.copies.from_arrays import read_mapping
+from numba_swap.copies.layers import LayerPair, read_arrays
 from numba_swap.device.devices import Devices
 from numba_swap.device.streams import stream_handle
 from numba_swap.dispatch.calibration import find_costs

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
-from numba_swap.copies.arrays import extent, view_array
-from numba_swap.copies.dlpack import read_dlpack
+from numba_swap.copies.inputs.arrays import extent, view_array
+from numba_swap.copies.inputs.dlpack import read_dlpack
 from numba_swap.device.memory import Allocation, MemoryKind, allocations_of_range, find_allocation
 from numba_swap.driver.calls import Driver
 

@@ -89,7 +89,7 @@ def view_array(array: Any, name: str) -> ArrayView:
     if isinstance(array, np.ndarray):
         return _view_numpy(array, name)
     if hasattr(array, "__dlpack__"):
-        from numba_swap.copies.dlpack import read_dlpack  # seldom needed
+        from numba_swap.copies.inputs.dlpack import read_dlpack  # seldom needed
 
         try:
             tensor = read_dlpack(array)

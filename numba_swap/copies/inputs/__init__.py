@@ -1,0 +1,1 @@
+"""What the user hands over: arrays of any library, and integers in any form."""
