@@ -96,7 +96,7 @@ def fit_costs(
     routes: dict[str, dict[Mode, ModeCost]] = {}
     for route in ROUTES:
         routes[route] = {}
-        for mode in reference_costs().routes[route]:
+        for mode in dict.fromkeys((*reference_costs().routes[route], *Mode)):
             mine = [cell for cell in cells if (cell.load.route, cell.mode) == (route, mode)]
             if mine:
                 full_blocks = blocks.get(route, 0.0) if mode is Mode.KERNEL else 0.0

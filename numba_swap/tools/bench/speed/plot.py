@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from numba_swap.dispatch.settings import Mode
+
 _STYLES: dict[str, dict[str, Any]] = {
     "auto": {"color": "black", "linewidth": 3.5, "alpha": 0.25},
     "kernel": {"color": "#1b6ca8", "marker": "o"},
@@ -41,7 +43,8 @@ def draw_speed(result: dict[str, Any]) -> Any:
         plotted = [
             row["details"] | {"value": row["value"]} for row in rows if "plot" in row["details"]
         ]
-        for mode, style in _STYLES.items():
+        for mode in dict.fromkeys((*_STYLES, *Mode)):
+            style = _STYLES.get(mode, {})
             points = sorted((row["block"], row["value"]) for row in plotted if row["mode"] == mode)
             panel.plot(
                 [block for block, _ in points],

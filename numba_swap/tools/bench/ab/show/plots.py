@@ -28,6 +28,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "cupy-loop": {"color": "#4b8f8c", "marker": "<", "linestyle": ":"},
     "torch-staging": {"color": "#e07a9b", "marker": ">", "linestyle": ":"},
 }
+_OTHER: dict[str, Any] = {"color": "#7a5195"}
 _FORCED = MODES[1:]
 _DARK = 2.5  # the logarithm of a ratio from which on its colour needs white letters
 
@@ -203,7 +204,7 @@ def draw_fastest(result: Result) -> Any:
                 continue
             (best, first), (_, second) = _ranking(summary)[:2]
             x, y = grid.place(summary)
-            image[y][x] = (*to_rgba(_STYLES[best]["color"])[:3], 0.55)
+            image[y][x] = (*to_rgba(_STYLES.get(best, _OTHER)["color"])[:3], 0.55)
             lead = second / first
             text = f"{best}\n{lead:.2f}x" if lead < 10 else f"{best}\n{lead:.0f}x"
             panel.text(x, y, text, ha="center", va="center", fontsize=7)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from numba_swap.dispatch.settings import parse_policy
+from numba_swap.dispatch.settings import Mode, parse_policy
 from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import BadArgumentError
 from numba_swap.tools.units import parse_count, parse_percent
 
-MODES = ("auto", "kernel", "batch", "loop")
+# The fastest on most machines first; new ones follow.
+_KNOWN = (Mode.KERNEL, Mode.BATCH, Mode.LOOP)
+MODES = ("auto", *map(str, dict.fromkeys((*_KNOWN, *Mode))))
 # In the order of the issue that asked for them; each has a file in `peers`.
 PEERS = ("contiguous", "numba-loop", "cuda.core", "cupy-loop", "torch-staging")
 
