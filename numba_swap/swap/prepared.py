@@ -252,6 +252,7 @@ class PreparedRows:
         _, _, size, chunks, chunk_bytes, tile, access = kernel.arguments
         self._threads_a_row = chunks * tile
         self._bytes_a_row = bytes_a_row
+        self._memory = pair.src.allocations, pair.dst.allocations
         words = dict(
             zip(
                 native.prepared.LAUNCH,
@@ -341,6 +342,21 @@ class PreparedRows:
             buffer.words,
             buffer.address,
             blocks,
+        )
+
+    def stays_right(self, options: RunOptions, pair: LayerPair) -> bool:
+        """Whether the same would be prepared again: it was the rows that took the long way.
+
+        Parameters
+        ----------
+        options : RunOptions
+            What the user said, with the handle of the stream.
+        pair : LayerPair
+            The arrays, as they were read just now.
+        """
+        return self.run.holds(*options) and self._memory == (
+            pair.src.allocations,
+            pair.dst.allocations,
         )
 
     def _make_ready(self, rows: int) -> Ready | None:

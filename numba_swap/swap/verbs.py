@@ -118,11 +118,11 @@ def swap_blocks(
     """
     devices = current_devices()
     known = plan_cache.find(devices, src, dst, block_axis)
+    options = RunOptions(stream_handle(stream), mode, max_blocks, policy)
+    rows: PreparedRows | None = None
     if known is not None:
-        handle = stream_handle(stream)
-        rows: PreparedRows | None = known.prepared(handle)
+        rows = known.prepared(options.stream)
         if rows is not None:
-            options = RunOptions(handle, mode, max_blocks, policy)
             transfer = rows.copy(block_mapping, options, (src, dst, stream))
             if transfer is not None:
                 return transfer
@@ -136,7 +136,8 @@ def swap_blocks(
     transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
     if known is None:
         known = plan_cache.remember(devices, src, dst, block_axis, layers)
-    if known is not None and plan.last is not None:
+    outdated = rows is None or not rows.stays_right(options, layers[0])
+    if known is not None and plan.last is not None and outdated:
         _prepare_rows(known, plan.last, copies)
     return transfer
 

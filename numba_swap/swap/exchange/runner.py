@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from numba_swap.copies.copies import Copies, Direction, no_copies
+from numba_swap.copies.copies import Copies, Direction, Pairs, no_copies
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.device.tuning import Tuning
 from numba_swap.dispatch.conditions import LaunchContext
@@ -104,11 +104,11 @@ class ScheduledExchange:
 
     def _apart(self, modes: Modes, launch: LaunchContext, mode: Mode | str) -> Iterator[Step]:
         """Yield the steps of both directions, where nothing is staged."""
-        numbered, schedule = _Numbered(), self.schedule
+        numbered, schedule, order = _Numbered(), self.schedule, _order(self.schedule)
         # The last steps of the leader in each strand, by their streams.
         led: list[dict[object, int]] = [{} for _ in range(schedule.strands)]
         for piece, strand in itertools.product(range(schedule.pieces), range(schedule.strands)):
-            for side in _order(schedule):
+            for side in order:
                 copies = self._cells[side](strand * schedule.pieces + piece).coalesced()
                 leads = side == schedule.leader
                 follows = schedule.leader is not None and not leads
@@ -117,11 +117,19 @@ class ScheduledExchange:
                 name = (side, strand) if chosen is Mode.BATCH else (side,)
                 after = tuple(led[strand].values()) if follows else ()
                 first = numbered.count
-                steps = numbered.steps(copies, name, launch, mode, after, chosen, has_waiters=leads)
-                for number, step in enumerate(steps, first):
-                    if leads:
-                        led[strand][step.strand] = number
-                    yield step._replace(shares_engines=True)
+                steps = numbered.steps(
+                    copies,
+                    name,
+                    launch,
+                    mode,
+                    after,
+                    chosen,
+                    has_waiters=leads,
+                    shares_engines=True,
+                )
+                if leads:
+                    led[strand] |= {step.strand: i for i, step in enumerate(steps, first)}
+                yield from steps
 
     def _staged_steps(self, launch: LaunchContext, mode: Mode | str) -> Iterator[Step]:
         """Yield the steps of an exchange of which some comes in by way of device memory."""
@@ -143,10 +151,11 @@ class ScheduledExchange:
             begin = numbered.count
             for copies, after in ((direct.coalesced(), ()), (aside, free)):
                 first = numbered.count
-                coming = numbered.steps(copies, (IN,), launch, mode, after, has_waiters=True)
-                for number, step in enumerate(coming, first):
-                    reads[step.strand] = number
-                    yield step._replace(holds=lease)
+                coming = numbered.steps(
+                    copies, (IN,), launch, mode, after, has_waiters=True, holds=lease
+                )
+                reads |= {step.strand: i for i, step in enumerate(coming, first)}
+                yield from coming
             # Earlier pieces may have read in more streams than this one.
             yield from numbered.steps(
                 going, (OUT,), launch, mode, tuple(reads.values()), has_waiters=True
@@ -221,14 +230,16 @@ class _Numbered:
         chosen: Mode | None = None,
         *,
         has_waiters: bool = False,
+        shares_engines: bool = False,
+        holds: object = None,
     ) -> list[Step]:
         """Return the steps of copies: one, or several if they run in parts.
 
         Parameters
         ----------
-        copies, launch, mode, after, has_waiters
-            What to do, under which circumstances, how the user wants it, after what, and whether
-            something waits for it.
+        copies, launch, mode, after, has_waiters, shares_engines, holds
+            What to do, under which circumstances, how the user wants it, and the rest as a `Step`
+            says it.
         name : tuple
             Of the strand.
         chosen : Mode, optional
@@ -236,13 +247,10 @@ class _Numbered:
         """
         if len(copies) == 0:
             return []
-        parts: Sequence[Step]
-        if chosen is not None:
-            parts = [Step(copies, chosen)]
-        else:
-            parts = steps_of(select(copies, launch, mode))
+        parts: Sequence[tuple[Copies | Pairs, Mode]] = [(copies, chosen)] if chosen else ()
+        parts = parts or [step[:2] for step in steps_of(select(copies, launch, mode))]
         self.count += len(parts)
         return [
-            step._replace(strand=(*name, i), after=tuple(after), has_waiters=has_waiters)
-            for i, step in enumerate(parts)
+            Step(some, how, (*name, i), tuple(after), has_waiters, shares_engines, holds)
+            for i, (some, how) in enumerate(parts)
         ]

@@ -90,11 +90,11 @@ def exchange(
     """
     devices = current_devices()
     known = plan_cache.find(devices, device, host, block_axis, "exchange")
+    options = RunOptions(stream_handle(stream), mode, max_blocks, policy)
+    rows: PreparedRows | None = None
     if known is not None:
-        handle = stream_handle(stream)
-        rows: PreparedRows | None = known.prepared(handle)
+        rows = known.prepared(options.stream)
         if rows is not None:
-            options = RunOptions(handle, mode, max_blocks, policy)
             transfer = rows.exchange(page_out, page_in, options, (device, host, stream))
             if transfer is not None:
                 return transfer
@@ -106,7 +106,8 @@ def exchange(
     transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
     if known is None:
         known = plan_cache.remember(devices, device, host, block_axis, layers, "exchange")
-    if known is not None and plan.last is not None:
+    outdated = rows is None or not rows.stays_right(options, layers[0])
+    if known is not None and plan.last is not None and outdated:
         _prepare_rows(known, plan.last)
     return transfer
 

@@ -712,6 +712,26 @@ def test_another_stream_has_its_own(pools, taken):
     assert taken["short"] >= 1
 
 
+def test_what_its_rows_keep_from_the_short_way_is_prepared_once(pools, taken, monkeypatch):
+    made = []
+    original = PreparedRows.__init__
+
+    def counting(self, *arguments):
+        made.append(self)
+        original(self, *arguments)
+
+    monkeypatch.setattr(PreparedRows, "__init__", counting)
+    merged = np.stack([np.arange(16), np.arange(16)], axis=1)  # neighbours become one copy
+    for _ in range(4):
+        pools.exchange(merged, merged[:, ::-1].copy()).wait()
+        pools.check()
+    assert taken == {"short": 0, "long": 4}
+    assert not made
+    pools.exchange(*GOOD).wait()
+    pools.check()
+    assert taken == {"short": 1, "long": 4}
+
+
 def test_bad_arguments_are_refused_still(pools, taken):
     for how in ({"mode": "quick"}, {"policy": "best"}, {"max_blocks": 0}, {"max_blocks": 1.5}):
         with pytest.raises(ns.BadArgumentError):
