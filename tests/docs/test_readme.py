@@ -1,6 +1,7 @@
 """What the README says of the choice of modes is what the code does."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numba_swap as ns
 from numba_swap.dispatch.calibration import reference_costs
 from numba_swap.dispatch.cost_model import route_key, uniform_workload
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 KIB, MIB = 1 << 10, 1 << 20
 
 
@@ -61,3 +63,33 @@ def test_example_without_a_gpu_runs():
 @pytest.mark.parametrize("path", re.findall(r"\]\((notebooks/[^)]+)\)", README))
 def test_pictures_are_there(path):
     assert (Path(__file__).parents[2] / path).exists()
+
+
+def floors():
+    """The README's column of floors, from the contracts that hold the imports."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    inside = {
+        contract["containers"][0]: contract["layers"]
+        for contract in contracts
+        if contract["type"] == "layers"
+    }
+    inside |= {
+        modules[0].rpartition(".")[0]: [" | ".join(name.rpartition(".")[2] for name in modules)]
+        for modules in (
+            contract["modules"] for contract in contracts if contract["type"] == "independence"
+        )
+    }
+    for floor in inside["numba_swap"]:
+        names = floor.replace(" | ", ", ")
+        rooms = "; ".join(inside.get(f"numba_swap.{floor}", ())).replace(" | ", ", ")
+        yield f"    {names:<10} {rooms}".rstrip()
+
+
+def test_the_tree_is_that_of_the_contracts():
+    column = re.search(r"\n((?:    [^\n]*\n)+)\n- `tools` is what a person runs", README)
+    assert column[1].splitlines() == list(floors())
+    shown = set(re.findall(r"\w+", column[1]))
+    for path in (ROOT / "numba_swap").iterdir():  # nothing is left out
+        if path.suffix == ".py" or (path / "__init__.py").exists():
+            assert path.stem in shown | {"__init__"}

@@ -50,6 +50,32 @@ def test_dlpack_says_read_only_and_that_is_heeded():
     assert read_dlpack(OnlyDLPack(array)).readonly
 
 
+class SaysWritable(np.ndarray):
+    """As Numba's mapped and managed arrays: NumPy's flag is not in their interface."""
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.__array_interface__, "data": (self.ctypes.data, False)}
+
+
+@pytest.mark.parametrize("swapped_before", [False, True])
+def test_numpys_flag_is_heeded_whatever_the_cuda_interface_says(swapped_before):
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((4, 64)), gpu.device_array((4, 64))
+        locked = host.view(SaysWritable)
+        if swapped_before:
+            for _ in range(3):
+                ns.swap_blocks(device, locked, [[0, 1]]).wait()
+        locked.flags.writeable = False
+        before = host.copy()
+        with pytest.raises(ns.BadPlanError, match="read-only"):
+            ns.swap_blocks(device, locked, [[0, 1]])
+        with pytest.raises(ns.BadPlanError, match="read-only"):
+            ns.exchange(device, locked, [[0, 1]], [])
+        assert np.array_equal(host, before)
+        ns.swap_blocks(locked, device, [[0, 1]]).wait()  # to read it is no harm
+
+
 def test_dlpack_of_another_device_is_refused():
     with pytest.raises(ns.UnsupportedArrayError, match="device type 10"):
         view_array(OnlyDLPack(np.zeros(3), device=10), "src")
