@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,9 @@ def test_the_folder_is_what_the_environment_says(monkeypatch, tmp_path):
     both = {"NUMBA_SWAP_CACHE_DIR": "/a/b", "XDG_CACHE_HOME": "/c"}
     assert calibration.cache_folder(both) == Path("/a/b")
     assert calibration.cache_folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/numba_swap")
+    if sys.platform != "win32":
+        elsewhere = {"LOCALAPPDATA": "/d", "XDG_CACHE_HOME": "/c"}
+        assert calibration.cache_folder(elsewhere) == Path("/c/numba_swap")
     monkeypatch.setenv("HOME", str(tmp_path))
     nothing = {"NUMBA_SWAP_CACHE_DIR": "", "XDG_CACHE_HOME": ""}
     assert calibration.cache_folder(nothing) == tmp_path / ".cache" / "numba_swap"
@@ -137,6 +141,7 @@ def test_the_key_tells_device_driver_and_library(driver):
     weird = Key("../NVIDIA/H200 (MIG 1g)", "")
     assert path_of(weird).name == "calibration_NVIDIA_H200_MIG_1g.json"
     assert path_of(weird).parent == calibration.cache_folder()
+    assert path_of(Key("(?)", "")).name == "calibration_unnamed.json"
 
 
 # -- files that are read ------------------------------------------------------------------------
@@ -336,6 +341,15 @@ def test_a_key_that_says_more_is_read(driver):
     path = store(driver)
     document = json.loads(path.read_text())
     document["key"]["hostname"] = "here"
+    path.write_text(json.dumps(document))
+    assert find_costs(device_of(driver)).routes == made_costs().routes
+
+
+def test_a_cost_that_says_more_is_read(driver):
+    path = store(driver)
+    document = json.loads(path.read_text())
+    for cost in document["costs"]["loop"].values():
+        cost["measured_in"] = "a cold room"
     path.write_text(json.dumps(document))
     assert find_costs(device_of(driver)).routes == made_costs().routes
 

@@ -283,6 +283,25 @@ def test_a_split_pays_for_the_fork_of_its_batch():
     assert paid == pytest.approx(free + 1.0)
 
 
+@pytest.mark.parametrize(("copies", "forked"), [(7, False), (8, True), (11, True), (40, True)])
+def test_a_fork_is_paid_for_from_two_streams_on(copies, forked):
+    costs = costs_of(NOTHING, NOTHING._replace(fork_us=25.0), NOTHING)
+    workload = uniform_workload("h2d", copies, MIB)
+    paid = 25.0 if forked else 0.0
+    assert costs.predict_mode(Mode.BATCH, workload) == paid
+    assert dict(map(reversed, costs.predict(workload)))[Mode.BATCH] == paid
+    assert dict(map(reversed, costs.predict(workload, spread=False)))[Mode.BATCH] == 0.0
+
+
+def test_what_is_not_split_pays_for_its_fork_too():
+    """2 short copies and 40 long ones: 92 us in one batch, 90.2 us in two parts."""
+    batch = ModeCost(0.0, 50.0, (1.0,) * 4, (0.0,) * 4)
+    kernel = ModeCost(0.0, 0.0, (0.1, 100.0, 100.0, 100.0), (0.0,) * 4)
+    workload = Workload("h2d", ((0, 2, 200), (3, 40, 40 * MIB)), 42, 200 + 40 * MIB)
+    edge, predicted_us = split_by_size(costs_of(None, batch, kernel), workload, HERE)
+    assert (edge, predicted_us) == (1, pytest.approx(90.2))
+
+
 def test_the_second_direction_slows_kernels_and_makes_the_host_submit_both():
     cheap = NOTHING._replace(start_us=100.0)
     workload = uniform_workload("h2d", 1000, 64)

@@ -10,8 +10,11 @@ from machines import MACHINES, make_array, random_bytes, read_array
 
 import numba_swap as ns
 from numba_swap.copies import block_array
+from numba_swap.copies.from_arrays import read_arrays
+from numba_swap.device.devices import devices_of
 from numba_swap.driver.simulated import Fault
 from numba_swap.swap import verbs
+from numba_swap.swap.plan_cache import ByCount, PlanCache
 from numba_swap.swap.prepared import PreparedRows
 
 
@@ -154,6 +157,28 @@ def test_memory_that_is_no_longer_pinned_is_seen(taken):
     assert taken["short"] == 1
 
 
+@pytest.mark.parametrize("pinned_anew", [False, True])
+def test_memory_that_changes_before_its_short_way_is_made_is_seen(taken, pinned_anew):
+    """It is no longer pinned, or it is, but the GPU has it at another address."""
+    with ns.simulate() as gpu:
+        src = np.arange(64 * 96, dtype=np.uint8).reshape(64, 96)
+        dst, stream = gpu.device_array((64, 96), np.uint8), gpu.stream()
+        gpu.library.register_host(src)
+        modes = []
+        for _ in range(3):
+            transfer = ns.swap_blocks(src, dst, GOOD, stream=stream)
+            transfer.wait()
+            modes.append(str(transfer.decision.mode))
+            if len(modes) == 1:
+                gpu.library.unregister_host(src)
+                if pinned_anew:
+                    gpu.library.register_host(src, device_offset=1 << 20)
+            assert np.array_equal(dst.copy_to_host()[GOOD[:, 1]], src[GOOD[:, 0]])
+            src += 1
+    assert modes == ["kernel", "loop", "loop"]
+    assert taken["short"] == 0
+
+
 def test_an_array_that_was_changed_in_place_is_seen(pair, taken):
     _gpu, src, dst, stream = pair
     src.flags.writeable = False
@@ -247,6 +272,7 @@ def test_an_object_for_the_current_stream_is_asked_every_time(pair):
         filled[:] = value
         dst.copy_to_device(filled, stream=current.stream)  # must come before the swap
         run(stream=current).wait()
+        gpu.synchronize()  # or what is pending would come after the look
         assert (dst.copy_to_host()[GOOD[:, 1]] == src[GOOD[:, 0]]).all()
 
 
@@ -315,9 +341,102 @@ def test_the_cache_can_be_resized_and_switched_off(pair, taken):
         assert ns.plan_cache.info().currsize == 0
     finally:
         ns.plan_cache.resize(256)
-    for bad in (-1, 1.5, "8", True, None):
+    for bad in (-1, 1.5, "8", True, False, None):
         with pytest.raises(ns.BadArgumentError, match="maxsize"):
             ns.plan_cache.resize(bad)
+
+
+def test_no_more_pairs_are_kept_than_fit():
+    with ns.simulate() as gpu:
+        cache = PlanCache(2)
+        assert cache.info() == (0, 0, 2, 0)
+        devices, dst = devices_of(gpu.driver), gpu.device_array((64, 96), np.uint8)
+        sources = [gpu.pinned_array((64, 96), np.uint8) for _ in range(4)]
+        for src, kept in zip(sources, (1, 2, 2, 2), strict=True):
+            assert cache.find(devices, src, dst, 0) is None
+            layers = read_arrays(gpu.driver, src, dst, 0)
+            known = cache.remember(devices, src, dst, 0, layers)
+            assert cache.find(devices, src, dst, 0) is known
+            assert cache.info().currsize == kept
+        assert cache.info() == (4, 4, 2, 2)
+        cache.resize(1)
+        assert cache.info() == (4, 4, 1, 1)
+        cache.clear()
+        assert cache.info() == (0, 0, 1, 0)
+
+
+def test_arrays_of_another_driver_are_not_those_that_are_known():
+    src, dst = np.ones((64, 96), np.uint8), np.zeros((64, 96), np.uint8)
+    for _ in range(2):
+        with ns.simulate():
+            for _ in range(2):
+                ns.swap_blocks(src, dst, GOOD).wait()
+    info = ns.plan_cache.info()
+    assert (info.hits, info.misses) == (2, 2)
+
+
+def test_what_cannot_be_asked_for_its_state_is_read_every_time(rng):
+    class OnlyDLPack:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **how):
+            return self.array.__dlpack__()
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    with ns.simulate() as gpu:
+        holder = OnlyDLPack(np.zeros((64, 96), np.uint8))
+        for _ in range(2):
+            holder.array, dst = random_bytes(rng, (64, 96)), gpu.device_array((64, 96), np.uint8)
+            ns.swap_blocks(holder, dst, GOOD).wait()
+            assert np.array_equal(dst.copy_to_host()[GOOD[:, 1]], holder.array[GOOD[:, 0]])
+            assert ns.plan_cache.info()[::3] == (0, 0)
+
+
+def test_layers_that_are_no_longer_pinned_are_seen(rng):
+    with ns.simulate() as gpu:
+        src = [random_bytes(rng, (64, 96)) for _ in range(2)]
+        dst, stream = [gpu.device_array((64, 96), np.uint8) for _ in range(2)], gpu.stream()
+        modes = []
+        for step in range(4):
+            for layer in src:
+                if step == 0:
+                    gpu.driver.library.register_host(layer)
+                elif step == 2:
+                    gpu.driver.library.unregister_host(layer)
+            transfer = ns.swap_blocks(src, dst, GOOD, stream=stream)
+            transfer.wait()
+            modes.append(str(transfer.decision.mode))
+            for layer, there in zip(src, dst, strict=True):
+                assert np.array_equal(there.copy_to_host()[GOOD[:, 1]], layer[GOOD[:, 0]])
+                layer += 1
+        assert modes == ["kernel", "kernel", "loop", "loop"]
+        assert ns.plan_cache.info()[:2] == (3, 1)
+
+
+def test_many_streams_do_not_grow_the_memory_for_ever(pair, taken):
+    gpu, src, dst, _ = pair
+    (known,) = ns.plan_cache._pairs.values()
+    for _ in range(20):
+        stream = gpu.stream()
+        before = taken["short"]
+        for _ in range(3):
+            ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+        assert taken["short"] > before
+        assert len(known._prepared) + len(known._makers) <= 16
+
+
+def test_many_numbers_of_rows_do_not_grow_the_memory_for_ever():
+    made = []
+    by_count = ByCount(lambda rows: made.append(rows) or -rows)
+    for _ in range(2):
+        assert [by_count(rows) for rows in (1, 2, 1)] == [-1, -2, -1]
+    assert made == [1, 2]
+    for rows in range(3000):
+        assert by_count(rows) == -rows
+        assert len(by_count._made) <= 1024
 
 
 def test_lists_of_layers_are_read_once(rng, monkeypatch):

@@ -1075,11 +1075,11 @@ def two_pools(gpu):
     return gpu.device_array((8, 96), np.uint8), gpu.pinned_array((8, 96), np.uint8)
 
 
-def run_steps(gpu, copies, steps, stream):
+def run_steps(gpu, copies, steps, stream, *, forked=True):
     devices, options = devices_of(gpu.driver), RunOptions(stream)
     with launching(devices, 0, copies.direction, options) as launch:
         work = InFlight(launch.context, (copies,), captured=False)
-        submit_steps(steps, launch, work, forked=True)
+        submit_steps(steps, launch, work, forked=forked)
         work.close(launch.stream)
         work.wait()
 
@@ -1117,6 +1117,48 @@ def test_a_step_waits_for_earlier_ones(gpu):
     run_steps(gpu, copies, steps, stream)
     first, second = (to for to, _ in waits[:2])
     assert (second, first) in waits
+
+
+def test_every_step_has_an_event_of_its_own(gpu):
+    """Also where none waits for it: without, the copy engines do not keep both directions busy."""
+    stream, (device, host) = gpu.stream(), two_pools(gpu)
+    copies = ns.plan_blocks(device, host, [[i, i] for i in range(0, 8, 2)]).copies
+    recorded, waits, behind = {}, [], []
+    faults = gpu.library.faults
+
+    def record(event, at):
+        recorded[event] = at
+        behind.append(at)
+
+    faults.watch("cuEventRecord", record)
+    faults.watch("cuStreamWaitEvent", lambda to, event, _: waits.append((to, recorded[event])))
+
+    steps = [
+        Step(copies.select(np.array([row])), Mode.LOOP, strand, has_waiters=row < 2)
+        for row, strand in enumerate([1, 2, 3, 3])
+    ]
+    run_steps(gpu, copies, steps, stream)
+    # A strand that begins late waits for what was in the user's stream, and for no earlier step.
+    lanes = [to for to, _ in waits[:3]]
+    assert waits[:3] == [(lane, stream.handle) for lane in lanes]
+    # One behind each step, and one more by which the user's stream waits for each strand.
+    assert [behind.count(lane) for lane in lanes] == [2, 2, 3]
+    created = gpu.library.calls["cuEventCreate"]
+    run_steps(gpu, copies, steps, stream)
+    assert gpu.library.calls["cuEventCreate"] == created
+
+
+def test_kernels_beside_each_other_have_other_grids(gpu, tune):
+    tune(link_blocks=2, link_blocks_short=2, link_blocks_beside=3)
+    stream = gpu.stream()
+    device, host = gpu.device_array((64, 1024), np.uint8), gpu.pinned_array((64, 1024), np.uint8)
+    rows = [[i, i] for i in range(0, 64, 2)]
+    plans = ns.plan_blocks(device, host, rows), ns.plan_blocks(host, device, rows)
+    launched = streams_of(gpu, "cuLaunchKernel", 1)
+    steps = [Step(plan.copies, Mode.KERNEL, i) for i, plan in enumerate(plans)]
+    run_steps(gpu, plans[0].copies, steps, stream)
+    run_steps(gpu, plans[0].copies, steps, stream, forked=False)
+    assert launched == [3, 3, 2, 2]
 
 
 def test_events_of_lanes_are_used_again(gpu):

@@ -457,6 +457,20 @@ def test_a_slot_that_is_read_twice_is_overwritten_after_both(rng, tune, steps_of
     assert {step.strand for step in steps_of[0]} == {(OUT, 0, 0), (IN, 0, 0)}
 
 
+@pytest.mark.parametrize("earlier", [0, 5, 13, 26])
+def test_pieces_of_a_strand_run_in_the_order_of_the_rows(rng, tune, steps_of, earlier):
+    """A slot is free when the piece of its last reader has it: so those of others come before."""
+    ids = np.arange(32)
+    out, into = np.stack([ids, ids], axis=1), np.stack([ids + 32, ids], axis=1)
+    out[31, 0] = earlier
+    with ns.simulate() as gpu:
+        tune(smallest_piece_bytes=BLOCK)
+        exchanged(gpu, rng, [[(64, BLOCK)]] * 2, out, into, mode="batch")
+    read = [step.work.src[0] for step in steps_of[0] if step.strand[0] == OUT]
+    assert len(read) == 8
+    assert read == sorted(read)
+
+
 def test_every_strand_of_the_batch_is_one_stream(tune, steps_of):
     with ns.simulate() as gpu:
         tune(smallest_piece_bytes=2 << 20)

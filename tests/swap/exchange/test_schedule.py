@@ -476,6 +476,22 @@ def test_every_piece_waits_for_the_one_that_frees_its_places():
     check(schedule, out, into)
 
 
+@pytest.mark.parametrize("leader", [OUT, IN])
+def test_rows_that_wait_for_nothing_are_spread_evenly(leader):
+    """They do not all go with the first piece."""
+    ids = np.arange(64)
+    leading = np.stack([ids, ids], axis=1)
+    following = np.stack([ids + 64, ids + 64], axis=1)
+    following[0, 1] = 63  # the only one that waits
+    out, into = (leading, following) if leader == OUT else (following, leading)
+    tuning = DEFAULT_TUNING._replace(smallest_piece_bytes=2 * BLOCK)
+    _, schedule = scheduled(out, into, 128, 128, tuning)
+    assert schedule.leader == leader
+    ahead, behind = schedule.cells if leader == OUT else schedule.cells[::-1]
+    assert behind[0] == ahead[63] == 31
+    assert np.array_equal(behind[1:], assign_evenly(64, 32)[1:])
+
+
 def test_one_direction_alone_waits_for_nothing():
     rows, none = as_rows([[0, 1], [1, 0], [0, 2]]), as_rows([])
     for out, into in ((rows, none), (none, rows), (none, none)):
