@@ -164,7 +164,7 @@ DEFAULT_TUNING = Tuning()
 
 # Numba's simulator runs every thread in Python: a few show what many would.
 _SIMULATED = {
-    name: 32 if name.endswith("threads") and name != "short_copy_threads" else 4
+    name: 32 if name.endswith("threads") else 4
     for name in Tuning._fields
     if name.startswith(("link_", "device_", "exchange_"))
 }

@@ -12,6 +12,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from numba_swap.copies.inputs.array_state import StateReader, state_reader
@@ -153,7 +154,8 @@ class PlanCache:
         BadArgumentError
             If it is no integer from 0 on.
         """
-        if maxsize != 0 or isinstance(maxsize, bool):
+        is_zero = isinstance(maxsize, Integral) and maxsize == 0
+        if not is_zero or isinstance(maxsize, bool):
             check_positive(maxsize, "maxsize")
         with self._lock:
             self._maxsize = maxsize
@@ -164,11 +166,10 @@ class PlanCache:
         self, devices: Devices, src: Any, dst: Any, axis: int, verb: str = "swap"
     ) -> ArrayPair | None:
         """Return what is known of two arrays, or lists of layers; None if that is nothing."""
-        try:
-            key, arrays = _key(src, dst, axis, verb)
-            pair = self._pairs.get(key)
-        except TypeError:  # an axis that is none
+        if type(axis) is not int:  # some are equal to one, and no axis
             return None
+        key, arrays = _key(src, dst, axis, verb)
+        pair = self._pairs.get(key)
         if pair is None or not pair.is_of(devices, arrays):
             self._misses += 1
             return None

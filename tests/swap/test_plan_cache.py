@@ -341,9 +341,20 @@ def test_the_cache_can_be_resized_and_switched_off(pair, taken):
         assert ns.plan_cache.info().currsize == 0
     finally:
         ns.plan_cache.resize(256)
-    for bad in (-1, 1.5, "8", True, False, None):
+    for bad in (-1, 1.5, 0.0, "8", True, False, None):
         with pytest.raises(ns.BadArgumentError, match="maxsize"):
             ns.plan_cache.resize(bad)
+
+
+@pytest.mark.parametrize("axis", [0.0, False, "0", None, [0]])
+def test_an_axis_that_is_none_is_refused_between_known_arrays_too(pair, taken, axis):
+    _gpu, src, dst, stream = pair
+    for _ in range(2):
+        ns.swap_blocks(src, dst, GOOD, stream=stream).wait()
+    with pytest.raises(ns.BadArgumentError, match="block_axis"):
+        ns.swap_blocks(src, dst, GOOD, stream=stream, block_axis=axis)
+    with pytest.raises(ns.BadArgumentError, match="block_axis"):
+        ns.exchange(src, dst, GOOD, GOOD[:0], stream=stream, block_axis=axis)
 
 
 def test_no_more_pairs_are_kept_than_fit():

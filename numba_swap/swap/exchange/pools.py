@@ -20,7 +20,6 @@ from numba_swap.device.tuning import Tuning
 from numba_swap.errors import BadPlanError
 
 OUT_NAMES = ArgumentNames("page_out", "device", "host")
-IN_NAMES = ArgumentNames("page_in", "host", "device")
 
 
 class PlannedRows(NamedTuple):
