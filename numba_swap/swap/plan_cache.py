@@ -12,7 +12,6 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from numba_swap.copies.inputs.array_state import StateReader, state_reader
@@ -154,8 +153,7 @@ class PlanCache:
         BadArgumentError
             If it is no integer from 0 on.
         """
-        is_zero = isinstance(maxsize, Integral) and maxsize == 0
-        if not is_zero or isinstance(maxsize, bool):
+        if type(maxsize) is not int or maxsize != 0:
             check_positive(maxsize, "maxsize")
         with self._lock:
             self._maxsize = maxsize
