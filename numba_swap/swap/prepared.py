@@ -298,34 +298,26 @@ class PreparedRows:
         holds : tuple of object
             What must outlive the work.
         """
-        if not (_is_plain(mapping) and self.run.holds(*options)):
-            return None
-        ready = self._ready(len(mapping))
-        if ready is None:
-            return None
-        selections, blocks, buffers = ready
-        buffer = buffers.take_spare()
-        if buffer is None:
-            return None
-        return self.run.track(
-            selections,
-            (buffer, *holds),
-            self._driver.copy_rows,
-            self._words,
-            mapping,
-            buffer.words,
-            buffer.address,
-            blocks,
-        )
+        return self._submit(self._driver.copy_rows, (mapping,), options, holds)
 
     def exchange(
         self, out_rows: Any, in_rows: Any, options: RunOptions, holds: tuple[object, ...]
     ) -> Transfer | None:
         """Exchange other blocks, as `copy` copies them."""
-        if not (_is_plain(out_rows) and _is_plain(in_rows) and self.run.holds(*options)):
+        return self._submit(self._driver.exchange_rows, (out_rows, in_rows), options, holds)
+
+    def _submit(
+        self,
+        submit: Callable[..., int],
+        tables: tuple[Any, ...],
+        options: RunOptions,
+        holds: tuple[object, ...],
+    ) -> Transfer | None:
+        """Submit tables of equally many rows; None, with nothing done, if that cannot be."""
+        if not (all(map(_is_plain, tables)) and self.run.holds(*options)):
             return None
-        rows = len(out_rows)
-        ready = self._ready(rows) if rows == len(in_rows) else None
+        rows = len(tables[0])
+        ready = self._ready(rows) if rows == len(tables[-1]) else None
         if ready is None:
             return None
         selections, blocks, buffers = ready
@@ -335,10 +327,9 @@ class PreparedRows:
         return self.run.track(
             selections,
             (buffer, *holds),
-            self._driver.exchange_rows,
+            submit,
             self._words,
-            out_rows,
-            in_rows,
+            *tables,
             buffer.words,
             buffer.address,
             blocks,
