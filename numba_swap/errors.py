@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,11 +41,16 @@ class DriverUnavailableError(NumbaSwapError):
     ----------
     candidates : list of tuple of str
         What was tried, each with the reason why it failed.
+    advice : str
+        What the driver's return code means and what to do; empty if there is none.
     """
 
-    def __init__(self, message: str, candidates: list[tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self, message: str, candidates: list[tuple[str, str]] | None = None, advice: str = ""
+    ) -> None:
         super().__init__(message)
         self.candidates = candidates or []
+        self.advice = advice
 
 
 class EntryPointNotFoundError(NumbaSwapError):
@@ -178,6 +185,44 @@ class CapturedTransferError(NumbaSwapError):
     """
 
 
+class _Brief(reprlib.Repr):
+    """Values in a line: of an array its shape, of anything long the beginning and the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        try:
+            shape = tuple(getattr(x, "shape", ()))
+        except Exception:  # some objects refuse whatever is asked of them
+            shape = ()
+        if shape:  # to print an array may take a copy from the GPU
+            return f"<{type(x).__name__} of shape {shape}>"
+        return super().repr_instance(x, level)
+
+
+_brief = _Brief()
+
+
+def brief(value: object) -> str:
+    """Return what a user gave, for a message: one short line, whatever it is."""
+    try:
+        return _cut(_brief.repr(value))
+    except Exception:  # an integer of more digits than Python prints, for example
+        return f"<{type(value).__name__}>"
+
+
+def say(error: BaseException) -> str:
+    """Return what another library's error says, for a message: its kind and one short line."""
+    return f"{type(error).__name__}: {_cut(str(error))}".removesuffix(": ")
+
+
+def _cut(words: str) -> str:
+    words = " ".join(words.split())
+    return words if len(words) <= 240 else f"{words[:180]} ... {words[-50:]}"
+
+
 def forked_error() -> DriverUnavailableError:
     """Make the error of every use, in a forked process, of a driver of its parent."""
     return DriverUnavailableError(
@@ -185,6 +230,47 @@ def forked_error() -> DriverUnavailableError:
         "Start processes with multiprocessing's 'spawn' (or 'forkserver') method, or use CUDA "
         "only after the fork."
     )
+
+
+# What the codes mean by which CUDA does not start: from the comments in cuda.h, the guides of the
+# Fabric Manager, of CUDA's compatibility and of MPS, and what users found to be behind them.
+_NO_START = {
+    2: "the GPU has no memory left for a context: `nvidia-smi` shows which processes use it",
+    34: "this library is a toolkit's stub, made for linking: let the loader find the driver's own "
+    "libcuda.so.1 first (LD_LIBRARY_PATH)",
+    46: "the GPU is taken, or closed: another process has it while its compute mode is exclusive, "
+    "or that is prohibited. `nvidia-smi -q -d COMPUTE` shows the mode, `nvidia-smi` the processes; "
+    "end the other one, choose another GPU with CUDA_VISIBLE_DEVICES, or set the mode with "
+    "`nvidia-smi -c DEFAULT`",
+    100: "the driver finds no GPU that this process may use: see `nvidia-smi -L`; a container has "
+    "to be given one (docker run --gpus all)",
+    101: "a GPU that was asked for is none: see `nvidia-smi -L`, and CUDA_VISIBLE_DEVICES",
+    304: "a call of the operating system failed, mostly for want of rights: may this process open "
+    "/dev/nvidia*, and is there memory in /dev/shm?",
+    802: "the system is not ready: on machines with NVSwitch the Fabric Manager must run, in the "
+    "driver's very version (`systemctl status nvidia-fabricmanager`); shortly after booting, wait",
+    803: "the library libcuda and the kernel module are of different releases: after an update of "
+    "the driver, reboot (or load the modules anew); in a container, do not bring a libcuda along",
+    804: "this libcuda is of a forward-compatibility package, which this GPU is not supported by: "
+    "take the package's folder (cuda-compat) off LD_LIBRARY_PATH, or update the driver",
+    805: "the MPS daemon cannot be reached: start it (nvidia-cuda-mps-control -d), or unset "
+    "CUDA_MPS_PIPE_DIRECTORY",
+    807: "the MPS server is recovering from a failure: wait, or start it anew",
+    808: "the MPS server has as many clients as it may have: end one",
+    999: "the driver does not say more: mostly the kernel module nvidia_uvm is not loaded, or has "
+    "not survived a suspend (`modprobe -r nvidia_uvm && modprobe nvidia_uvm`)",
+}
+
+
+def advise_on_start(code: int) -> str:
+    """Return what a code means by which CUDA does not start, and what to do; empty if unknown."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if code in (100, 101) and visible is not None:
+        return (
+            f"CUDA_VISIBLE_DEVICES={brief(visible)} is set and leaves no GPU: unset it, or give "
+            "numbers or UUIDs that `nvidia-smi -L` lists (an unknown one hides all after it)"
+        )
+    return _NO_START.get(code, "")
 
 
 class CalibrationError(NumbaSwapError):

@@ -11,6 +11,8 @@ from numba_swap.device.memory import Allocation, MemoryKind, allocations_of_rang
 from numba_swap.driver.calls import Driver
 from numba_swap.errors import UnsupportedArrayError
 
+_FIRST_PAGE = 4096  # where no system has memory: a null pointer, or an offset from one
+
 
 class BlockArray:
     """One array, or one layer: where it lies and how, and in which memory.
@@ -64,13 +66,14 @@ class BlockArray:
         BadPlanError
             If it runs past the end of a CUDA allocation.
         UnsupportedArrayError
-            If it says that CUDA knows its memory, and CUDA does not.
+            If it says that CUDA knows its memory, and CUDA does not; or if it lies at 0.
         """
         start, stop = self.span
         if start == stop:
             return ()
         found = allocations_of_range(self._driver, start, stop, self.name)
-        if self.view.on_cuda and found[0].kind is MemoryKind.PAGEABLE:
+        unknown = found[0].kind is MemoryKind.PAGEABLE
+        if unknown and (self.view.on_cuda or start < _FIRST_PAGE):
             raise UnsupportedArrayError(
                 f"{self.name} lies at {self.address:#x}, which is no memory that CUDA knows: "
                 "was it freed, or does it belong to a simulation that has ended?"

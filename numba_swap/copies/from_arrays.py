@@ -12,14 +12,7 @@ from numba_swap import native
 from numba_swap.copies.copies import Copies, PinnedTable, concatenate, merge, no_copies
 from numba_swap.copies.hazards import check_hazards
 from numba_swap.copies.inputs.mapping import Integers, read_integers
-from numba_swap.copies.layers import (
-    NAMES,
-    ArgumentNames,
-    LayerPair,
-    device_of,
-    read_arrays,
-    read_only,
-)
+from numba_swap.copies.layers import NAMES, ArgumentNames, LayerPair, device_of, read_arrays
 from numba_swap.copies.provenance import Merged, Provenance
 from numba_swap.device.devices import Devices, devices_of
 from numba_swap.device.memory import Addresses, Allocation, MemoryKind
@@ -54,9 +47,10 @@ def read_mapping(block_mapping: Any, name: str = "block_mapping") -> Integers:
     """
     mapping = read_integers(block_mapping, name, 2)
     if mapping.shape[1] != 2:
+        transposed = ": give its transpose" if len(mapping) == 2 else ""
         raise BadPlanError(
             f"{name} must have rows of two columns, source block and destination block, not "
-            f"the shape {mapping.shape}"
+            f"the shape {mapping.shape}{transposed}"
         )
     return mapping
 
@@ -96,9 +90,9 @@ def plan_layers(
     BadPlanError, UnsupportedArrayError
         If the copies are not possible or not well defined.
     """
-    for pair in layers:
-        if pair.dst.view.readonly and len(mapping):
-            raise read_only(pair.dst)
+    if len(mapping):
+        for pair in layers:
+            pair.check_writable()
     parts = [
         _Rows(devices, pair, mapping, name, tuning, in_order).place(table)
         if len(mapping)
@@ -164,8 +158,9 @@ class _Rows(NamedTuple):
             dst_column = _expand(dst_column, layout.dst_offsets)
             src_column = _expand(src_column, layout.src_offsets)
             kept = None
-        grouped = self.mapping if grouped_by >= 0 and not found else None
-        origin: Provenance = pair.rows((dst_column, src_column), self.name, kept, grouped)
+        columns = (dst_column, src_column)
+        grouped = grouped_by >= 0 and not found
+        origin: Provenance = pair.rows(columns, self.name, kept, self.mapping, reordered=grouped)
         size: Addresses | int = layout.run_bytes
         bounds = _inner_bounds(sources, destinations)
         if kept is None and not self.in_order:
@@ -214,9 +209,10 @@ class _Rows(NamedTuple):
             outside = (ids < 0) | (ids >= count)
             if outside.any():
                 row = int(np.argmax(outside))
+                which = f"0 to {count - 1}" if count else "it has none"
                 return BadPlanError(
                     f"{name}[{row}]: {array.name} block {ids[row]} is not one of its {count} "
-                    f"blocks (0 to {count - 1})",
+                    f"blocks ({which})",
                     row,
                 )
         ids = mapping[:, 1]

@@ -15,7 +15,7 @@ from numba_swap.device.addresses import allocations_of_addresses, assumed_alloca
 from numba_swap.device.devices import devices_of
 from numba_swap.device.memory import Addresses, MemoryKind
 from numba_swap.driver.calls import Driver
-from numba_swap.errors import BadArgumentError, BadPlanError
+from numba_swap.errors import BadArgumentError, BadPlanError, brief
 
 Validation = Literal["bounds", "full", "none"]
 
@@ -43,7 +43,7 @@ def plan_pointers(
         copies overlap.
     """
     if not isinstance(validate, str) or validate not in get_args(Validation):
-        raise BadArgumentError(f"validate={validate!r}: give 'bounds', 'full' or 'none'")
+        raise BadArgumentError(f"validate={brief(validate)}: give 'bounds', 'full' or 'none'")
     src, dst, sizes = (
         read_integers(values, name, 1)
         for values, name in ((src_ptrs, "src_ptrs"), (dst_ptrs, "dst_ptrs"), (sizes, "sizes"))

@@ -73,24 +73,46 @@ class LayerPair(NamedTuple):
         """All addresses and lengths of copies between the two, or-ed."""
         return self.layout.alignment_bits | self.src.address | self.dst.address
 
+    def check_writable(self) -> None:
+        """Refuse a destination that cannot be written: called where there are rows that write it.
+
+        Raises
+        ------
+        BadPlanError
+            If it is read-only, or its elements may share memory.
+        """
+        if self.dst.view.readonly:  # so are most broadcast arrays: this says it plainer
+            raise BadPlanError(f"{self.dst.name} is read-only, so it cannot be a destination")
+        if self.layout.unwritable is not None:
+            both = _both(self.src, self.dst, self.suffix)
+            raise BadPlanError(f"{both}: {self.layout.unwritable}")
+
     def rows(
         self,
         columns: tuple[Addresses, Addresses],
         name: str,
         holds: object,
-        mapping: Integers | None = None,
+        mapping: Integers,
+        *,
+        reordered: bool = False,
     ) -> BlockRows:
-        """Return where copies, one of every run of every block, come from."""
+        """Return where copies, one of every run of every block, come from; see `BlockRows`."""
         layout = self.layout
+        # Where all blocks lie at one address, it does not tell which is meant.
+        ids = (
+            None if layout.dst_step else mapping[:, 1].copy(),
+            None if layout.src_step else mapping[:, 0].copy(),
+        )
         return BlockRows(
             columns,
             (self.dst.address, self.src.address),
             (layout.dst_step, layout.src_step),
             (layout.dst_offsets, layout.src_offsets),
-            mapping,
+            mapping if reordered else None,
             name,
             self.suffix,
             holds,
+            ids,
         )
 
     def reversed(self) -> LayerPair:
@@ -147,23 +169,15 @@ def _read_pair(
 ) -> LayerPair:
     source = BlockArray(driver, src, block_axis, names.src + suffix)
     destination = BlockArray(driver, dst, block_axis, names.dst + suffix)
-    try:
-        layout = _match(source, destination, suffix)
-    except BadPlanError:
-        if destination.view.readonly:  # a broadcast array, for example: this says it plainer
-            raise read_only(destination) from None
-        raise
-    return LayerPair(source, destination, layout, suffix)
-
-
-def read_only(array: BlockArray) -> BadPlanError:
-    """Make the error of an array that cannot be written."""
-    return BadPlanError(f"{array.name} is read-only, so it cannot be a destination")
+    return LayerPair(source, destination, _match(source, destination, suffix), suffix)
 
 
 def _match(src: BlockArray, dst: BlockArray, suffix: str) -> PairLayout:
-    both = f"{src.name.removesuffix(suffix)} and {dst.name}"
-    return match_blocks(src.view, dst.view, dst.axis, both)
+    return match_blocks(src.view, dst.view, dst.axis, _both(src, dst, suffix))
+
+
+def _both(src: BlockArray, dst: BlockArray, suffix: str) -> str:
+    return f"{src.name.removesuffix(suffix)} and {dst.name}"
 
 
 def device_of(layers: Sequence[LayerPair]) -> int | None:

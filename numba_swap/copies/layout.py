@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_swap.copies.inputs.arrays import ArrayView
-from numba_swap.errors import BadArgumentError, BadPlanError
+from numba_swap.errors import BadArgumentError, BadPlanError, brief
 
 Offsets: TypeAlias = npt.NDArray[np.int64]
 Lengths: TypeAlias = tuple[int, ...]
@@ -39,6 +39,8 @@ class PairLayout:
         Whether different destination blocks may share bytes.
     alignment_bits : int
         All steps, offsets and lengths, or-ed: low bits that are 0 here are 0 in all of them.
+    unwritable : str or None
+        Why no block of the destination can be written, though all may be read; None if they can.
     """
 
     run_bytes: int
@@ -50,6 +52,7 @@ class PairLayout:
     dst_blocks: int
     may_alias: bool
     alignment_bits: int
+    unwritable: str | None
 
 
 def match_blocks(src: ArrayView, dst: ArrayView, block_axis: int, name: str) -> PairLayout:
@@ -74,7 +77,7 @@ def match_blocks(src: ArrayView, dst: ArrayView, block_axis: int, name: str) -> 
         If there is no such axis, or the blocks of the two do not correspond.
     """
     if isinstance(block_axis, bool) or not isinstance(block_axis, (int, np.integer)):
-        raise BadArgumentError(f"block_axis={block_axis!r} is no integer")
+        raise BadArgumentError(f"block_axis={brief(block_axis)} is no integer")
     try:
         return _match_layouts(
             src.shape, src.strides, src.itemsize, dst.shape, dst.strides, dst.itemsize, block_axis
@@ -120,8 +123,9 @@ def _match_layouts(
         )
     *outer, (run_bytes, _, _) = axes
     dst_axes = [(n, step) for n, _, step in outer]
-    if may_overlap(dst_axes, run_bytes):
-        raise BadPlanError(
+    unwritable = None
+    if dst_shape[block_axis] and may_overlap(dst_axes, run_bytes):
+        unwritable = (
             f"elements of a destination block may share memory (runs of {run_bytes} bytes, strides "
             f"{dst_inner}); a broadcast or sliding view cannot be a destination"
         )
@@ -141,6 +145,7 @@ def _match_layouts(
         dst_shape[block_axis],
         may_overlap([*dst_axes, (dst_shape[block_axis], dst_step)], run_bytes),
         bits,
+        unwritable,
     )
 
 

@@ -78,7 +78,8 @@ class PointerRows(NamedTuple):
 class BlockRows:
     """Copies of blocks between two arrays, one copy for every contiguous run of every block.
 
-    Block ids are worked out from addresses: the user may have changed the mapping since.
+    Block ids are worked out from addresses, where these differ from block to block: the user may
+    have changed the mapping since.
 
     Parameters
     ----------
@@ -96,6 +97,8 @@ class BlockRows:
         What the user calls the mapping; which layer this is, if there are several.
     holds : object
         What the columns lie in.
+    ids : tuple of ndarray of int64 or None
+        Block of each row, in each, where all blocks have one address; None where they do not.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class BlockRows:
         name: str = "block_mapping",
         layer: str = "",
         holds: object = None,
+        ids: tuple[Integers | None, ...] = (None, None),
     ) -> None:
         self._columns = columns
         self._blocks_at = blocks_at
@@ -118,6 +122,7 @@ class BlockRows:
         self._name = name
         self._layer = layer
         self._holds = holds
+        self._ids = ids
 
     def describe(self, index: int, offset: int | None = None) -> str:
         """Name the row, with block ids."""
@@ -155,9 +160,10 @@ class BlockRows:
 
     def _block(self, side: int, index: int) -> int:
         """Return the block, at the destination (0) or the source (1), of a copy."""
-        step, offsets = self._steps[side], self._offsets[side]
+        step, offsets, ids = self._steps[side], self._offsets[side], self._ids[side]
         if step == 0:  # all blocks of a broadcast array are the same
-            return 0
+            row = self.row(index)
+            return 0 if ids is None or row is None else int(ids[row])
         address = int(self._columns[side][index]) - int(offsets[index % self._runs])
         return (address - self._blocks_at[side]) // step
 

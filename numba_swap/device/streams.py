@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from typing import Any
 
 from numba_swap.driver import abi
-from numba_swap.errors import UnsupportedArrayError
+from numba_swap.errors import UnsupportedArrayError, brief, say
 
 _LEGACY = (0, abi.STREAM_LEGACY)
 
@@ -27,8 +28,8 @@ def stream_handle(stream: Any) -> int:
     Parameters
     ----------
     stream : object, int or None
-        A Numba stream, anything with ``__cuda_stream__``, or an integer handle; None or handle 0
-        is Numba's default stream.
+        A stream of Numba, PyTorch, CuPy, PyCUDA or cuda.bindings, anything with
+        ``__cuda_stream__``, or an integer handle; None or handle 0 is Numba's default stream.
 
     Raises
     ------
@@ -39,19 +40,63 @@ def stream_handle(stream: Any) -> int:
         return numba_default_stream()
     if type(stream) is int and 0 < stream < 1 << 63:  # the most frequent case where time counts
         return stream
-    protocol = getattr(stream, "__cuda_stream__", None)
     try:
+        protocol = getattr(stream, "__cuda_stream__", None)
         if isinstance(stream, bool):
             raise TypeError
-        handle = operator.index(protocol()[1] if protocol is not None else stream)
-    except TypeError:
+        if protocol is None:
+            handle = _handle_without_protocol(stream)
+        else:
+            # (Of cuda.core before 0.2 it is no method.)
+            handle = operator.index((protocol() if callable(protocol) else protocol)[1])
+    except Exception as error:
+        why = f" ({say(error)})" if error.args else ""
         raise UnsupportedArrayError(
-            f"stream={stream!r} is no stream: give a Numba stream, an object with "
-            "__cuda_stream__, an integer handle, or None"
+            f"stream={brief(stream)} is no stream{why}: give a stream of Numba, PyTorch, CuPy or "
+            "PyCUDA, an object with __cuda_stream__, an integer handle (PyTorch's "
+            "stream.cuda_stream, CuPy's stream.ptr, PyCUDA's stream.handle, int(CUstream)), or None"
         ) from None
     if not 0 <= handle < 1 << 63:
-        raise UnsupportedArrayError(f"stream={handle} is no stream handle")
+        raise UnsupportedArrayError(f"stream={brief(stream)} is no stream handle: {brief(handle)}")
     return handle or numba_default_stream()
+
+
+def _handle_without_protocol(stream: Any) -> int:
+    """Return the handle of an integer, or of a stream of before the protocol.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
+    if hasattr(stream, "__index__"):
+        return operator.index(stream)
+    kind = type(stream).__name__
+    if _NO_STREAM.search(kind):
+        raise TypeError
+    for attribute in _HANDLES:
+        handle = getattr(stream, attribute, None)
+        if handle is not None:
+            break
+    else:
+        if "stream" not in kind.lower():
+            raise TypeError
+        handle = stream
+    # In PyCUDA it is an integer; in Numba it was an object of ctypes, or a CUstream.
+    handle = getattr(handle, "value", handle) or 0
+    if hasattr(handle, "__int__") and not hasattr(handle, "__float__"):
+        return int(handle)
+    return operator.index(handle)
+
+
+# What a stream has for a handle: in PyTorch before 2.10, CuPy before 14, and PyCUDA and Numba.
+_HANDLES = ("cuda_stream", "ptr", "handle")
+# Other objects of these packages have handles, too: a wrong one would end the process.
+_NO_STREAM = re.compile(
+    "^(?!.*stream).*(event|memory|pointer|buffer|array|tensor|context|module|function|kernel|graph"
+    "|device|program|object|link)",
+    re.IGNORECASE,
+)
 
 
 def is_legacy(handle: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from numba_swap.driver.version import DriverVersion, DriverVersionLike
-from numba_swap.errors import BadArgumentError
+from numba_swap.errors import BadArgumentError, brief
 
 MODE_VARIABLE = "NUMBA_SWAP_MODE"
 POLICY_VARIABLE = "NUMBA_SWAP_POLICY"
@@ -101,7 +102,7 @@ def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
     BadArgumentError
         If it names no mode; the message says where the value came from.
     """
-    name = value.strip().lower() if isinstance(value, str) else value
+    name = value.strip().lower() if isinstance(value, str) else ""
     if name == "auto":
         return None
     try:
@@ -109,7 +110,7 @@ def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
     except ValueError:
         choices = ", ".join(repr(str(mode)) for mode in Mode)
         raise BadArgumentError(
-            f"{source}={value!r} is no mode: choose 'auto' or one of {choices}"
+            f"{source}={brief(value)} is no mode: choose 'auto' or one of {choices}"
         ) from None
 
 
@@ -122,11 +123,11 @@ def parse_policy(value: Policy | str, source: str = "policy") -> Policy:
         If it names no policy; the message says where the value came from.
     """
     try:
-        return Policy(value.strip().lower() if isinstance(value, str) else value)
+        return Policy(value.strip().lower() if isinstance(value, str) else "")
     except ValueError:
         choices = ", ".join(repr(str(policy)) for policy in Policy)
         raise BadArgumentError(
-            f"{source}={value!r} is no policy: choose one of {choices}"
+            f"{source}={brief(value)} is no policy: choose one of {choices}"
         ) from None
 
 
@@ -138,8 +139,12 @@ def check_positive(value: Any, name: str) -> None:
     BadArgumentError
         Naming the argument and its value.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise BadArgumentError(f"{name}={value!r} is no positive integer")
+    try:
+        positive = not isinstance(value, bool) and operator.index(value) > 0
+    except TypeError:  # no integer, or an array of several
+        positive = False
+    if not positive:
+        raise BadArgumentError(f"{name}={brief(value)} is no positive integer")
 
 
 def settings_from_environment(environment: Mapping[str, str]) -> Settings:

@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 from numba_swap import native
 from numba_swap.driver import abi
 from numba_swap.driver.work import WorkCalls
-from numba_swap.errors import DriverUnavailableError, forked_error
+from numba_swap.errors import (
+    DriverCallError,
+    DriverUnavailableError,
+    advise_on_start,
+    forked_error,
+)
 
 
 class PointerInfo(NamedTuple):
@@ -75,10 +80,13 @@ class Driver(WorkCalls):
             raise forked_error()
         if code:
             reason = f"[{code}] cuInit results in {self.error_name(code)}"
+            advice = advise_on_start(code)
             raise DriverUnavailableError(
-                f"the CUDA driver {self.library.path} has no usable device: {reason}. "
-                "Use numba_swap.simulate() to run without a GPU.",
+                f"the CUDA driver {self.library.path} has no usable device: {reason}"
+                f"{advice and f': {advice}'}. `numba-swap info` tells what is on this machine; use "
+                "numba_swap.simulate() to run without a GPU.",
                 [(self.library.path, reason)],
+                advice,
             )
         self.initialized = True
 
@@ -118,9 +126,12 @@ class Driver(WorkCalls):
         """Retain the primary context of a device, making it if need be; return its handle."""
         self.initialize()
         context = c_void_p()
-        self._check(
-            self._cuDevicePrimaryCtxRetain(byref(context), device), "cuDevicePrimaryCtxRetain"
-        )
+        code = self._cuDevicePrimaryCtxRetain(byref(context), device)
+        if code:
+            # It fails for reasons of cuInit, too: a GPU that is taken only shows now.
+            name, advice = self.error_name(code), advise_on_start(code)
+            note = f"GPU {device} gives no context{advice and f': {advice}'}."
+            raise DriverCallError("cuDevicePrimaryCtxRetain", code, name, note=note)
         return context.value or 0
 
     def current_device(self) -> int:

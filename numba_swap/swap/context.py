@@ -16,6 +16,7 @@ from numba_swap.dispatch.settings import (
     Policy,
     check_positive,
     current_settings,
+    parse_mode,
     parse_policy,
 )
 from numba_swap.errors import CapturedTransferError
@@ -67,6 +68,7 @@ class launching:  # noqa: N801 -- it is used as a function
         driver = devices.driver
         if options.max_blocks is not None:
             check_positive(options.max_blocks, "max_blocks")
+        parse_mode(options.mode)  # an array, for example, could not even be compared
         settings = current_settings()
         policy = settings.policy if options.policy is None else parse_policy(options.policy)
         stream = stream_handle(options.stream)

@@ -88,9 +88,12 @@ class ArrayPair:
         """Whether these are the arrays, unchanged, that it knows."""
         if self._devices() is not devices:
             return False
-        for (ref, read, state), array in zip(self._known, arrays, strict=False):
-            if ref() is not array or read(array) != state:
-                return False
+        try:
+            for (ref, read, state), array in zip(self._known, arrays, strict=False):
+                if ref() is not array or read(array) != state:
+                    return False
+        except Exception:  # what an array raises says that it changed: it is read anew
+            return False
         return True
 
     def layers_of(self, src: Any, dst: Any) -> list[LayerPair]:
@@ -194,7 +197,7 @@ class PlanCache:
         try:
             # (A finalizer may run at any time, also while the lock is held: it takes none.)
             pair = ArrayPair(devices, known, layers, self._forget(key))
-        except TypeError:  # objects without weak references
+        except Exception:  # objects without weak references, or that can be read only once
             return None
         with self._lock:
             if key not in self._pairs:

@@ -115,9 +115,9 @@ class PreparedRun:
         options = self.options
         return (
             stream == self.stream
-            and mode == options.mode
-            and max_blocks == options.max_blocks
-            and policy == options.policy
+            and (mode is options.mode or _is_same(mode, options.mode))
+            and (max_blocks is options.max_blocks or _is_same(max_blocks, options.max_blocks))
+            and (policy is options.policy or _is_same(policy, options.policy))
             and current_settings() is self._settings
             and self.context.device.costs is self._costs  # not calibrated anew since
         )
@@ -179,6 +179,11 @@ class PreparedRun:
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s", decision)
         return Transfer(work, decision, False)
+
+
+def _is_same(value: Any, former: Any) -> bool:
+    """Whether a value equals one that was accepted: arrays of one element equal it, too."""
+    return type(value) is type(former) and bool(value == former)
 
 
 def prepared_from(

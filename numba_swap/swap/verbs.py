@@ -37,11 +37,13 @@ def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) 
     src, dst : array, or sequence of arrays
         Where the blocks come from and go to: one array each, or equally many layers (list or
         tuple) that share the mapping. An array is anything with ``__cuda_array_interface__``
-        (Numba, CuPy, PyTorch), a NumPy array (pinned, mapped, managed or plain), or anything that
-        speaks DLPack (a pinned PyTorch CPU tensor). The two may differ in strides, number of
-        blocks and dtype, so long as their blocks have as many bytes.
+        (Numba, CuPy), a NumPy array (pinned, mapped, managed or plain), a PyTorch tensor of any
+        dtype of whole bytes (on a GPU, or on the CPU, pinned or not), or anything that speaks
+        DLPack. The two may differ in strides, number of blocks and dtype, so long as their blocks
+        have as many bytes.
     block_mapping : array_like of int, shape (n, 2)
-        Source block and destination block of each row, in host memory.
+        Of each row, the block of `src` that is read (column 0) and the block of `dst` that is
+        written (column 1), in host memory.
     block_axis : int, optional
         The axis along which the blocks lie.
 
@@ -71,6 +73,10 @@ def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) 
 
     In one array, copies of a block onto itself are left out, and a swap that writes a block
     which another row reads is refused: the order of copies is not defined.
+
+    Each row of the mapping is one copy. A mapping given the other way round, sources in row 0 and
+    destinations in row 1, is refused by its shape, unless it is of two copies: ``[[3, 5], [0, 1]]``
+    is block 3 to 5 and block 0 to 1. Nothing tells whether 3 to 0 and 5 to 1 was meant.
     """
     devices = current_devices()
     mapping = read_mapping(block_mapping)
@@ -95,8 +101,9 @@ def swap_blocks(
     ----------
     src, dst, block_mapping, block_axis
         As for `plan_blocks`.
-    stream : Numba stream, object with ``__cuda_stream__``, int or None, optional
-        Where the copies are enqueued, after the work already there and before what follows.
+    stream : stream, int or None, optional
+        Where the copies are enqueued, after the work already there and before what follows: a
+        stream of Numba, PyTorch, CuPy or PyCUDA, any object with ``__cuda_stream__``, or a handle.
         None is Numba's default stream.
     mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
         How to copy; ``"auto"`` chooses by the driver, the memory and the sizes.

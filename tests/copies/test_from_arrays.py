@@ -101,6 +101,90 @@ def test_destination_that_shares_memory_with_itself(gpu):
         ns.plan_blocks(src, broadcast, [[0, 0]])
 
 
+def _as(base, shape, strides):
+    return np.lib.stride_tricks.as_strided(base, shape, strides)
+
+
+VERBS = {
+    "swap": (ns.swap_blocks, "block_mapping", "dst"),
+    "out": (lambda src, dst, rows: ns.exchange(src, dst, rows, []), "page_out", "host"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("strides", [(0, 0), (16, 0), (0, 1), (16, 1), (-16, 1)])
+def test_an_array_of_no_blocks_is_no_bad_destination(gpu, verb, strides):
+    """Whatever its strides are: nothing in it can be written."""
+    call, name, dst = VERBS[verb]
+    device = gpu.device_array((4, 16), np.uint8)
+    none = _as(gpu.pinned_array(1000, np.uint8), (0, 16), strides)
+    for _ in range(2):
+        assert call(device, none, []).nbytes == 0
+        for row in (0, 3, -1):
+            message = rf"^{name}\[0\]: {dst} block {row} is not one of its 0 blocks \(it has none"
+            with pytest.raises(ns.BadPlanError, match=message):
+                call(device, none, [[1, row]])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("address", ["null", "freed", "good"])
+def test_a_device_pool_of_no_blocks_is_told_as_such(gpu, verb, address):
+    """It may have no memory, and needs none."""
+    call, name, dst = VERBS[verb]
+    device, other = (gpu.device_array((4, 16), np.uint8) for _ in range(2))
+    values = {**other.__cuda_array_interface__, "shape": (0, 16)}
+    if address == "null":
+        values["data"] = (0, False)
+    if address == "freed":
+        gpu.driver.library.free(values["data"][0])
+    none = SimpleNamespace(__cuda_array_interface__=values)
+    assert call(device, none, []).nbytes == 0
+    with pytest.raises(ns.BadPlanError, match=rf"^{name}\[0\]: {dst} block 0 .*it has none"):
+        call(device, none, [[0, 0]])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_broadcast_blocks_are_refused_by_the_rows_that_write_them(gpu, verb):
+    """All blocks lie at one address, so it does not tell which is meant."""
+    call, name, _ = VERBS[verb]
+    device, base = gpu.device_array((6, 16), np.uint8), gpu.pinned_array(1000, np.uint8)
+    target = _as(base, (4, 16), (0, 1))
+    with pytest.raises(ns.BadPlanError) as caught:
+        call(device, target, [[0, 1], [5, 3]])
+    assert str(caught.value).startswith(
+        f"{name}[1] (source block 5 to destination block 3) writes what {name}[0] (source block 0 "
+        "to destination block 1) writes too"
+    )
+    assert caught.value.index == 1
+    source = _as(gpu.pinned_array(1000, np.uint8), (9, 16), (0, 1))
+    if verb == "swap":
+        plan = ns.plan_blocks(source, device, [[7, 1], [8, 3]])
+        assert "source block 8 to destination block 3" in plan.copies.origin.describe(1)
+    assert call(device, target, [[5, 3]]).nbytes == 16
+
+
+@pytest.mark.parametrize("strides", [(16, 0), (0, 0), (16, 1)])
+def test_what_no_row_writes_need_not_be_writable(gpu, strides):
+    """Broadcast within a block, or read-only: it may be read, and nothing may be copied to it."""
+    device = gpu.device_array((6, 16), np.uint8)
+    base = gpu.pinned_array(1000, np.uint8)
+    base[:] = 5
+    host = _as(base, (4, 16), strides)
+    if strides == (16, 1):
+        host.flags.writeable = False
+    assert ns.swap_blocks(device, host, []).nbytes == 0
+    device.copy_to_device(np.zeros((6, 16), np.uint8))
+    ns.exchange(device, host, [], [[3, 4]]).wait()
+    assert (device.copy_to_host()[4] == 5).all()
+    for call in (
+        lambda: ns.swap_blocks(device, host, [[0, 1]]),
+        lambda: ns.exchange(device, host, [[0, 1]], [[3, 4]]),
+    ):
+        with pytest.raises(ns.BadPlanError, match=r"cannot be a destination"):
+            call()
+    assert (base == 5).all()
+
+
 def test_hazards_within_one_pool(gpu):
     pool = gpu.device_array((8, 100), np.uint8)
     with pytest.raises(ns.BadPlanError, match=r"block_mapping\[1\].*reads what block_mapping\[0\]"):

@@ -1,5 +1,6 @@
 import contextvars
 
+import numpy as np
 import pytest
 
 import numba_swap as ns
@@ -171,3 +172,57 @@ def test_who_forces_a_mode(monkeypatch):
         assert mode_source() == "the environment variable NUMBA_SWAP_MODE"
     with ns.override(mode="loop"):
         assert mode_source() == "override"
+
+
+# Arrays compare element by element: one that holds a good value is no such value.
+ARRAYS = [
+    np.array([1, 2]),
+    np.array([1]),
+    np.array(["loop"]),
+    np.array(["auto"]),
+    np.array("loop"),
+    np.array([None]),
+    np.zeros((200, 200)),
+    [np.zeros((200, 200))] * 9,
+]
+
+
+@pytest.mark.parametrize("value", ARRAYS, ids=lambda value: f"{type(value).__name__}")
+@pytest.mark.parametrize("name", ["mode", "policy", "max_blocks", "block_axis"])
+@pytest.mark.parametrize("swapped_before", [True, False])
+def test_arrays_are_no_options(name, value, swapped_before):
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((8, 64), np.uint8), gpu.device_array((8, 64), np.uint8)
+        plan, rows = ns.plan_blocks(host, device, [[0, 1]]), np.array([[0, 1], [2, 3]])
+        good = {"mode": "auto", "policy": "throughput", "max_blocks": 2, "block_axis": 0}[name]
+        calls = {
+            "swap": lambda option: ns.swap_blocks(host, device, rows, **{name: option}),
+            "exchange": lambda option: ns.exchange(device, host, rows, rows, **{name: option}),
+        }
+        if name != "block_axis":
+            calls["run"] = lambda option: plan.run(**{name: option})
+        for call in calls.values():
+            for _ in range(3 * swapped_before):
+                call(good).wait()
+            with pytest.raises(ns.BadArgumentError, match=f"^{name}=") as caught:
+                call(value)
+            assert len(str(caught.value)) < 400
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ARRAYS, ids=lambda value: f"{type(value).__name__}")
+def test_arrays_override_nothing(value):
+    for name in ("mode", "policy", "batch_descriptors"):
+        with (
+            pytest.raises(ns.BadArgumentError, match=f"^{name}="),
+            ns.override(**{name: value}),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.uint8(3), 1 << 40])
+def test_any_integer_is_a_number_of_thread_blocks(value):
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((8, 64), np.uint8), gpu.device_array((8, 64), np.uint8)
+        for _ in range(3):
+            ns.swap_blocks(host, device, np.array([[0, 1]]), max_blocks=value).wait()

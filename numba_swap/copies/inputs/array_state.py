@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from numba_swap.copies.inputs.tensors import is_tensor, tensor_state
+
 StateReader = Callable[[Any], object]
 
 # NumPy's C interface: an array object begins with Python's header, then the address of its data.
@@ -23,16 +25,19 @@ def state_reader(array: Any) -> StateReader | None:
     """Return a function that reads the state of this one array object; None if there is none.
 
     States are values: they compare equal as long as nothing has changed. The function keeps
-    nothing alive.
+    nothing alive. It raises whatever the array raises: then something has changed, too.
     """
     if isinstance(array, np.ndarray):  # Numba's mapped and managed arrays are, too
         return _numpy_reader(array)
-    gpu_data = getattr(array, "gpu_data", None)
-    if gpu_data is not None and hasattr(array, "stream"):
-        return _numba_reader(gpu_data)
-    if hasattr(array, "__cuda_array_interface__"):
-        return _read_interface
-    return None
+    try:
+        if is_tensor(array):
+            return tensor_state
+        gpu_data = getattr(array, "gpu_data", None)
+        if gpu_data is not None and hasattr(array, "stream"):
+            return _numba_reader(gpu_data)
+        return _read_interface if hasattr(array, "__cuda_array_interface__") else None
+    except Exception:  # an interface that is refused was not read either
+        return None
 
 
 def _numpy_reader(array: Any) -> StateReader:
@@ -74,7 +79,7 @@ def _read_interface(array: Any) -> object:
     interface = array.__cuda_array_interface__
     return tuple(
         [
-            tuple(value) if isinstance(value, (list, tuple)) else value
+            value if value is None or isinstance(value, (int, str)) else tuple(value)
             for value in map(interface.get, _FIELDS)
         ]
     )

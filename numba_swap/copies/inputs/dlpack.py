@@ -6,16 +6,18 @@ a copy needs only the element's size. Structures as in DLPack 1.0, with and with
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from ctypes import POINTER, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
-from numba_swap.errors import UnsupportedArrayError
+from numba_swap.errors import UnsupportedArrayError, brief
 
 _CPU, _CUDA, _CUDA_HOST, _CUDA_MANAGED = 1, 2, 3, 13
 _USABLE = {_CPU, _CUDA, _CUDA_HOST, _CUDA_MANAGED}
 _READ_ONLY = 1
+_VERSION = (1, 0)  # of the structures below
 _LEGACY_STREAM = 1
 
 
@@ -45,10 +47,14 @@ class _Versioned(ctypes.Structure):
     )
 
 
-_is_valid = ctypes.pythonapi.PyCapsule_IsValid
-_is_valid.argtypes, _is_valid.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_int
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_pointer.argtypes, _pointer.restype = (ctypes.py_object, ctypes.c_char_p), c_void_p
+def _capsule_function(name: str, restype: Any) -> Any:
+    """Make a prototype of our own: those in `ctypes.pythonapi` belong to the whole process."""
+    prototype = ctypes.PYFUNCTYPE(restype, ctypes.py_object, ctypes.c_char_p)
+    return prototype((name, ctypes.pythonapi))
+
+
+_is_valid = _capsule_function("PyCapsule_IsValid", ctypes.c_int)
+_pointer = _capsule_function("PyCapsule_GetPointer", c_void_p)
 
 
 @dataclass(frozen=True)
@@ -82,37 +88,52 @@ class DLPackTensor:
     capsule: object
 
 
-def read_dlpack(producer: Any) -> DLPackTensor:
+def read_dlpack(producer: Any, name: str = "array") -> DLPackTensor:
     """Ask an object for its DLPack capsule and read it. Nothing is copied.
+
+    Parameters
+    ----------
+    producer : object
+        The array.
+    name : str
+        What to call it in an error message.
 
     Raises
     ------
     UnsupportedArrayError
-        If the tensor lies on a device that CUDA cannot reach, or has sub-byte elements.
+        If the tensor lies on a device that CUDA cannot reach, has sub-byte elements, or comes in
+        a form that is not known here.
+    Exception
+        Whatever the producer raises.
     """
-    device_type = int(producer.__dlpack_device__()[0])
-    if device_type not in _USABLE:
-        raise UnsupportedArrayError(
-            f"a tensor on DLPack device type {device_type} cannot be copied by CUDA; "
-            "move it to the host or to a CUDA device"
-        )
+    device_type, _ = producer.__dlpack_device__()
+    _check_device(int(device_type), name)
     # Work on the tensor is ordered before the legacy default stream, which the copy waits for.
     stream = _LEGACY_STREAM if device_type in (_CUDA, _CUDA_MANAGED) else None
-    keywords = {} if stream is None else {"stream": stream}
-    try:
-        capsule = producer.__dlpack__(max_version=(1, 0), **keywords)
-    except TypeError:  # a producer of before DLPack 1.0
-        capsule = producer.__dlpack__(**keywords)
+    capsule = _ask(producer, {} if stream is None else {"stream": stream})
     flags = 0
     if _is_valid(capsule, b"dltensor_versioned"):
         versioned = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
+        if versioned.major != _VERSION[0]:
+            raise UnsupportedArrayError(
+                f"{name} comes as DLPack {versioned.major}.{versioned.minor}, though "
+                f"{_VERSION[0]}.{_VERSION[1]} was asked for: another layout, not known here"
+            )
         tensor, flags = versioned.tensor, versioned.flags
-    else:
+    elif _is_valid(capsule, b"dltensor"):
         tensor = _Tensor.from_address(_pointer(capsule, b"dltensor"))
-    bits = tensor.bits * tensor.lanes
-    if bits % 8:
-        raise UnsupportedArrayError(f"elements of {bits} bits are not whole bytes")
-    itemsize = bits // 8
+    else:
+        raise UnsupportedArrayError(f"{name} gives {brief(capsule)}, which is no DLPack capsule")
+    _check_device(tensor.device_type, name)
+    if tensor.bits % 8 or not tensor.bits * tensor.lanes:
+        # The same number of bits is one to a byte, several, or several to a lane.
+        raise UnsupportedArrayError(
+            f"{name} has elements of {tensor.bits} bits (in DLPack), which are not whole bytes: "
+            "copy the bytes that they are packed in, as .view(uint8) gives them"
+        )
+    itemsize = tensor.bits // 8 * tensor.lanes
+    if tensor.ndim < 0 or (tensor.ndim and not tensor.shape):
+        raise UnsupportedArrayError(f"{name} comes as a DLPack tensor without a shape")
     strides = (
         tuple(tensor.strides[i] * itemsize for i in range(tensor.ndim)) if tensor.strides else None
     )
@@ -125,3 +146,23 @@ def read_dlpack(producer: Any) -> DLPackTensor:
         stream=stream,
         capsule=capsule,
     )
+
+
+def _check_device(device_type: int, name: str) -> None:
+    if device_type not in _USABLE:
+        raise UnsupportedArrayError(
+            f"{name} lies on DLPack device type {device_type}, which CUDA cannot reach: move it "
+            "to the host or to a CUDA device"
+        )
+
+
+def _ask(producer: Any, stream: dict[str, int]) -> Any:
+    """Ask for a capsule: producers of before DLPack 1.0 take no version, some no stream either.
+
+    One that takes none has its work in the legacy default stream, as DLPack has it.
+    """
+    version = {"max_version": _VERSION}
+    for keywords in ({**version, **stream}, stream, version):
+        with contextlib.suppress(TypeError):
+            return producer.__dlpack__(**keywords)
+    return producer.__dlpack__()

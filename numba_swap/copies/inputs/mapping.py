@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.errors import BadPlanError, UnsupportedArrayError
+from numba_swap.errors import BadPlanError, UnsupportedArrayError, brief, say
 
 Integers = npt.NDArray[np.int64]
 
@@ -43,7 +43,7 @@ def read_integers(values: Any, name: str, dimensions: int) -> Integers:
         and values.flags.carray  # compiled functions take no read-only arrays
     ):
         return values
-    if hasattr(values, "__cuda_array_interface__"):
+    if _is_on_device(values):
         raise UnsupportedArrayError(
             f"{name} lies on a device; give it in host memory (the order of arguments is source, "
             f"destination, {name})"
@@ -52,16 +52,18 @@ def read_integers(values: Any, name: str, dimensions: int) -> Integers:
         )
     try:
         array = np.asarray(values)
-    except ValueError as error:
-        raise BadPlanError(f"{name} is no array of integers: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever its own conversion raises
+        raise BadPlanError(f"{name} is no array of integers: {say(error)}") from None
     if array.shape in ((0,), (0, 2)[:dimensions]):
         return np.zeros((0, 2)[:dimensions], dtype=np.int64)
-    if array.ndim != dimensions:
+    if array.ndim != dimensions or not array.size:
         raise BadPlanError(f"{name} must {_SHAPES[dimensions]}, not {_what(values, array)}")
     if array.dtype.kind not in "iu":
         raise BadPlanError(
-            f"{name} must hold integers below 2**63, not {array.dtype} ({array.flat[0]} for "
-            "example): convert it with .astype(np.int64)"
+            f"{name} must hold integers below 2**63, not {str(array.dtype)[:60]} "
+            f"({brief(array.item(0))} for example): convert it with .astype(np.int64)"
         )
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         too_large = np.flatnonzero(array.ravel() > np.uint64(np.iinfo(np.int64).max))
@@ -69,6 +71,13 @@ def read_integers(values: Any, name: str, dimensions: int) -> Integers:
             row = int(too_large[0]) // (array.shape[1] if dimensions == 2 else 1)
             raise BadPlanError(f"{name} holds {array.ravel()[too_large[0]]}, beyond 2**63", row)
     return np.require(array, dtype=np.int64, requirements=["C", "A", "W"])
+
+
+def _is_on_device(values: Any) -> bool:
+    try:
+        return hasattr(values, "__cuda_array_interface__")
+    except Exception:  # as JAX does, of arrays in host memory: their values tell
+        return False
 
 
 def _what(values: Any, array: npt.NDArray[Any]) -> str:

@@ -163,8 +163,8 @@ class ExchangePools:
         if neighbours < 0:
             return None
         copies = []
-        for i, (some, name) in enumerate(
-            ((pair, "page_out"), (self.incoming[0], "page_in")),
+        for i, (some, name, mapping) in enumerate(
+            ((pair, "page_out", out_rows), (self.incoming[0], "page_in", in_rows)),
         ):
             table = PinnedTable(buffer, buffer.address + 16 * rows * i)
             dst, src = (words[(2 * i + j) * rows : (2 * i + j + 1) * rows] for j in (0, 1))
@@ -174,7 +174,7 @@ class ExchangePools:
                     src,
                     layout.run_bytes,
                     some.ends,
-                    some.rows((dst, src), name, table),
+                    some.rows((dst, src), name, table, mapping),
                     table=table,
                     alignment_bits=some.alignment_bits,
                     mergeable=neighbours > 0,

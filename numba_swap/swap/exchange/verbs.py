@@ -8,12 +8,14 @@ from numba_swap.copies.copies import Pairs
 from numba_swap.copies.from_arrays import read_mapping
 from numba_swap.copies.layers import LayerPair, read_arrays
 from numba_swap.device.devices import Devices
+from numba_swap.device.memory import MemoryKind
 from numba_swap.device.streams import stream_handle
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.cost_model import uniform_workload, workload_of
 from numba_swap.dispatch.decision import Decision, join_decisions
 from numba_swap.dispatch.ranking import predict_duplex, predict_pairs, rank
 from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.errors import BadPlanError
 from numba_swap.swap.context import RunOptions
 from numba_swap.swap.exchange.plan import ExchangePlan, decide_pairs
 from numba_swap.swap.exchange.pools import OUT_NAMES, ExchangePools
@@ -44,13 +46,17 @@ def exchange(
     Parameters
     ----------
     device, host : array, or sequence of arrays
-        The two pools of blocks, as for `numba_swap.plan_blocks`; they share no memory. Either may
-        lie anywhere, but what this is for is a pool on the device and a larger one in pinned
-        memory.
+        The two pools of blocks, as for `numba_swap.plan_blocks`; they share no memory. What this
+        is for is a pool on the device and a larger one in pinned memory. Both may lie on devices,
+        or both on the host, but not the first on the host and the second on a device: that is
+        taken for the wrong order, and refused.
     page_out : array_like of int, shape (n, 2)
-        Source block in `device` and destination block in `host` of each row.
+        Of each row, the block of `device` that is read (column 0) and the block of `host` that is
+        written (column 1).
     page_in : array_like of int, shape (m, 2)
-        Source block in `host` and destination block in `device` of each row.
+        Of each row, the block of `host` that is read (column 0) and the block of `device` that is
+        written (column 1). In both, the source comes first, as in `numba_swap.swap_blocks`; so
+        slots of `device` stand in column 0 of `page_out` and in column 1 of `page_in`.
     block_axis, stream, mode, policy, max_blocks
         As for `numba_swap.swap_blocks`.
 
@@ -62,7 +68,8 @@ def exchange(
     Raises
     ------
     BadPlanError
-        As for `numba_swap.plan_blocks`; or the two pools share memory. Nothing was copied.
+        As for `numba_swap.plan_blocks`; or the two pools share memory, or stand in the wrong
+        order. Nothing was copied.
     NumbaSwapError
         As for `numba_swap.CopyPlan.run`. An error that comes after some steps says how many were
         submitted; what else it says of copies submitted holds for its own step.
@@ -144,8 +151,34 @@ def _plan(devices: Devices, layers: list[LayerPair], page_out: Any, page_in: Any
         rows = rows[0][:0], rows[1][:0]
     asked = layers if any(map(len, rows)) else []
     with asking_about(devices, asked):
+        _check_order(asked)
         tuning = tuning_for(devices, asked)
         return ExchangePlan(devices, ExchangePools(devices, layers), rows, tuning)
+
+
+def _check_order(layers: list[LayerPair]) -> None:
+    """Refuse pools that stand in the order of `swap_blocks`: rows would go the other way.
+
+    Raises
+    ------
+    BadPlanError
+        If the first lies on the host and the second on a device, in all layers. Managed memory may
+        be meant as either.
+    """
+    first, second = (
+        {allocation.kind for array in arrays for allocation in array.allocations}
+        for arrays in ([pair.src for pair in layers], [pair.dst for pair in layers])
+    )
+    if first and first <= _ON_HOST and second == {MemoryKind.DEVICE}:
+        raise BadPlanError(
+            f"the first pool lies in {' and '.join(sorted(first))} host memory and the second on a "
+            "device, the wrong way round: call exchange(device, host, page_out, page_in). The pool "
+            "on the device comes first, whichever way the blocks go; it is swap_blocks that takes "
+            "the source first"
+        )
+
+
+_ON_HOST = {MemoryKind.PINNED, MemoryKind.PAGEABLE}
 
 
 def _prepare_rows(known: ArrayPair, run: PreparedRun) -> None:

@@ -146,6 +146,7 @@ def _gather(
         "notes": [],
     }
     version: DriverVersion | None = None
+    advice = ""
     try:
         driver = make_driver()
         version = driver.version
@@ -158,6 +159,7 @@ def _gather(
             {"candidate": candidate, "error": why} for candidate, why in error.candidates
         ]
         info["reason"] = info["reason"] or str(error)
+        advice = error.advice
     except NumbaSwapError as error:
         if info["found_via"] is None:
             with contextlib.suppress(NumbaSwapError):
@@ -173,6 +175,8 @@ def _gather(
             info["driver_release"], info["driver_release_source"] = release
     info["libraries"] = _list_libraries(info["library"], given)
     info["notes"] = find_oddities(info)
+    if advice:
+        info["notes"].insert(0, f"{advice[0].upper()}{advice[1:]}.")
     return info
 
 

@@ -120,6 +120,146 @@ def test_an_array_that_refuses_its_interface_is_explained():
         view_array(NeedsGrad(), "src")
 
 
+class Interface:
+    """An array by its CUDA array interface alone."""
+
+    def __init__(self, **values):
+        self.__cuda_array_interface__ = values
+
+
+NO_INTEGER = 1.5, "8", None, [8], np.zeros((50, 50)), object()
+WRONG = {
+    "typestr": (None, 5, "zz", ["|u1"], "", "|O", "|t4", b"", {}, np.zeros((50, 50))),
+    "shape": (None, 4, "48", (4.0, 8), (None, 8), (-4, 8), (4, -8), (1 << 63, 8), (0, 1 << 70)),
+    "strides": (
+        5,
+        "81",
+        (),
+        (8,),
+        (8, 1, 1),
+        (8, None),
+        (8.0, 1),
+        (1 << 63, 1),
+        (-(1 << 70), 1),
+        (1 << 62, 1),
+    ),
+    "data": (
+        None,
+        5,
+        (),
+        (4096,),
+        (4096, False, 0),
+        (1 << 63, False),
+        (1 << 64, False),
+        (-4096, False),
+        ((1 << 63) - 8, False),
+        *((bad, False) for bad in NO_INTEGER if bad is not None),
+    ),
+    "stream": (-1, 1 << 63, 1 << 70, (), *[bad for bad in NO_INTEGER if bad is not None]),
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [(part, value) for part, values in WRONG.items() for value in values]
+)
+@pytest.mark.parametrize("rows", [[[0, 1]], []])
+def test_interfaces_that_cannot_be_are_refused(part, value, rows):
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((4, 8), np.uint8), gpu.device_array((4, 8), np.uint8)
+        good = device.__cuda_array_interface__
+        ns.swap_blocks(host, Interface(**good), [[0, 1]]).wait()
+        bad = Interface(**{**good, part: value})
+        for call in (
+            lambda: ns.swap_blocks(host, bad, rows),
+            lambda: ns.swap_blocks(bad, host, rows),
+            lambda: ns.plan_blocks(host, bad, rows),
+            lambda: ns.exchange(bad, host, rows, rows),
+        ):
+            with pytest.raises(ns.UnsupportedArrayError, match=r"^(src|dst|device)\b") as caught:
+                call()
+            assert len(str(caught.value)) < 500
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["typestr", "shape", "data"])
+def test_interfaces_without_a_part_are_refused(part):
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((4, 8), np.uint8), gpu.device_array((4, 8), np.uint8)
+        values = device.__cuda_array_interface__
+        del values[part]
+        with pytest.raises(ns.UnsupportedArrayError, match=f"^dst's CUDA .* has no '{part}'"):
+            ns.swap_blocks(host, Interface(**values), [[0, 1]])
+
+
+@pytest.mark.parametrize("interface", [5, "shape", (), []])
+def test_an_interface_that_is_no_mapping_is_refused(interface):
+    array = Interface()
+    array.__cuda_array_interface__ = interface
+    with pytest.raises(ns.UnsupportedArrayError, match=r"^src gives no CUDA array interface"):
+        view_array(array, "src")
+
+
+@pytest.mark.parametrize("error", [KeyError, TypeError, ValueError, RuntimeError, AttributeError])
+def test_an_interface_that_is_refused_leaves_the_other_protocols(error):
+    """As tensors of JAX do, of some types."""
+
+    class Both(OnlyDLPack):
+        @property
+        def __cuda_array_interface__(self):
+            raise error("not of this type")
+
+    host, array = np.arange(32).reshape(4, 8), np.zeros((4, 8), int)
+    with ns.simulate():
+        for _ in range(2):
+            ns.swap_blocks(host, Both(array), [[1, 2]]).wait()
+        assert array[2].tolist() == host[1].tolist()
+
+
+@pytest.mark.parametrize("change", ["mask", "shape", "refused"])
+def test_an_interface_that_spoils_between_two_swaps(change):
+    """It is asked at every swap, and what it gives then may be anything."""
+
+    class Spoiling:
+        refused = False
+
+        @property
+        def __cuda_array_interface__(self):
+            if self.refused:
+                raise RuntimeError("call detach() first")
+            return self.values
+
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((4, 8), np.uint8), gpu.device_array((4, 8), np.uint8)
+        array = Spoiling()
+        array.values = device.__cuda_array_interface__
+        for _ in range(3):
+            ns.swap_blocks(host, array, np.array([[0, 1]])).wait()
+        spoilt = {"mask": {"mask": object()}, "shape": {"shape": None}, "refused": {}}[change]
+        array.values = {**array.values, **spoilt}
+        array.refused = change == "refused"
+        with pytest.raises(ns.UnsupportedArrayError, match=r"^dst"):
+            ns.swap_blocks(host, array, np.array([[0, 1]]))
+
+
+def test_a_shape_that_is_an_array_is_compared_by_value():
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((4, 8), np.uint8), gpu.device_array((4, 8), np.uint8)
+        shape = np.array([4, 8])
+        array = Interface(**{**device.__cuda_array_interface__, "shape": shape})
+        for _ in range(3):
+            ns.swap_blocks(host, array, np.array([[0, 3]])).wait()
+        shape[0] = 2
+        with pytest.raises(ns.BadPlanError, match="dst block 3 is not one of its 2 blocks"):
+            ns.swap_blocks(host, array, np.array([[0, 3]]))
+
+
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy before 2.0")
+def test_arrays_of_strings_hold_no_plain_bytes():
+    strings = np.array(["a"] * 8, dtype=np.dtypes.StringDType())
+    with pytest.raises(ns.UnsupportedArrayError, match="Python objects"):
+        view_array(strings, "src")
+
+
 def test_extent_of_reversed_and_empty_views():
     array = np.zeros((4, 10), np.uint16)
     for view, want in ((array, (0, 80)), (array[::-1, ::2], (-60, 18)), (array[:0], (0, 0))):

@@ -306,7 +306,8 @@ def test_no_two_steps_race(tune, steps_of, seed, mode):
             smallest_piece_bytes=int(rng.integers(1, 4)) * BLOCK,
             fewest_bytes_of_a_direction=int(rng.integers(1, 5)) * BLOCK,
         )
-        fronts = [str(kind) for kind in rng.choice(kinds, 3)] if seed % 2 else ["device"] * 3
+        # Both ways at once; not the wrong way in all layers, which is refused.
+        fronts = ["device", *map(str, rng.choice(kinds, 2))] if seed % 2 else ["device"] * 3
         backs = [kinds[kind == "device"] for kind in fronts]
         before = [[random_bytes(rng, (count, BLOCK)) for _ in range(3)] for count in (12, 16)]
         device, host = (

@@ -601,7 +601,7 @@ def pairs_for(rng, count):
 GOOD = np.array([[0, 8], [2, 4], [40, 90]]), np.array([[8, 0], [70, 2], [50, 62]])
 
 
-@pytest.mark.parametrize("kinds", [("device", "pinned"), ("pinned", "device")])
+@pytest.mark.parametrize("kinds", [("device", "pinned"), ("pinned", "managed")])
 def test_fresh_rows_arrive_every_time(simulated, rng, taken, kinds):
     pools = Pools(simulated, rng, kinds)
     for count in (3, 16, 5, 11, 16, 12, *rng.integers(2, 17, 30).tolist()):

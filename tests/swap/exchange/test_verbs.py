@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from machines import make_array, random_bytes, read_array
 
 import numba_swap as ns
 from numba_swap.copies import block_array
@@ -31,6 +32,49 @@ def prepared(pools, stream, **how):
         ns.exchange(*pools, *ROWS, stream=stream, **how).wait()
     (known,) = ns.plan_cache._pairs.values()
     return known.prepared(stream.handle)
+
+
+KINDS = ("device", "pinned", "pageable", "managed")
+
+
+@pytest.mark.parametrize("how", ["at once", "planned", "layers"])
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("second", KINDS)
+def test_pools_in_the_order_of_swap_blocks_are_refused(gpu, rng, first, second, how):
+    """The kinds of memory tell, unless both are of one side, or managed."""
+    contents = [random_bytes(rng, (8, 64)) for _ in range(2)]
+    pools = [make_array(gpu, k, c) for k, c in zip((first, second), contents, strict=True)]
+    given = [[pool] for pool in pools] if how == "layers" else pools
+
+    def call():
+        if how == "planned":
+            ns.plan_exchange(*given, [[0, 1]], [[2, 3]]).run().wait()
+        else:
+            ns.exchange(*given, [[0, 1]], [[2, 3]]).wait()
+
+    for _ in range(2):
+        if first in ("pinned", "pageable") and second == "device":
+            message = f"first pool lies in {first} host memory.*exchange.device, host, page_out"
+            with pytest.raises(ns.BadPlanError, match=message):
+                call()
+        else:
+            call()
+            contents[1][1], contents[0][3] = contents[0][0].copy(), contents[1][2].copy()
+        for pool, content in zip(pools, contents, strict=True):
+            assert np.array_equal(read_array(gpu, pool), content)
+
+
+def test_layers_that_go_both_ways_have_no_wrong_order(gpu, rng):
+    """Only where all of them stand the wrong way round, that is what was meant."""
+    device, host = gpu.device_array((8, 64), np.uint8), gpu.pinned_array((8, 64), np.uint8)
+    others = gpu.device_array((8, 64), np.uint8), gpu.pinned_array((8, 64), np.uint8)
+    ns.exchange([device, others[1]], [host, others[0]], [[0, 1]], [[2, 3]]).wait()
+    with pytest.raises(ns.BadPlanError, match="the wrong way round"):
+        ns.exchange([host, others[1]], [device, others[0]], [[0, 1]], [[2, 3]])
+
+
+def test_of_no_rows_the_order_is_not_asked(gpu, pools):
+    assert ns.exchange(*pools[::-1], [], []).nbytes == 0
 
 
 def test_the_table_of_prepared_pairs_has_room_for_them(gpu, pools):
