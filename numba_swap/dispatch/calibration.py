@@ -28,7 +28,10 @@ from numba_swap.dispatch.schema import (
     is_anything,
     list_of,
     map_of,
+    name_of,
     number,
+    one_line,
+    read_json,
     rule_of,
 )
 from numba_swap.dispatch.settings import Mode
@@ -143,14 +146,16 @@ def load_document(path: Path) -> dict[str, Any]:
         If it cannot be read, or is none; the message says what is wrong with it.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path} cannot be read: {error}. Delete it.") from None
+        document = read_json(path)
+    except ValueError as error:
+        raise CalibrationError(
+            f"{name_of(path)} cannot be read: {one_line(error)}. Delete it."
+        ) from None
     try:
         _check(document)
     except SchemaError as error:
         raise CalibrationError(
-            f"{path} is no calibration: {_in_words(error)}. Delete it."
+            f"{name_of(path)} is no calibration: {one_line(_in_words(error))}. Delete it."
         ) from None
     checked: dict[str, Any] = document
     return checked
@@ -238,7 +243,7 @@ def _look_up(device: Device) -> CostModel:
     key = key_of(device)
     try:
         path = path_of(key)
-        if not os.path.exists(path):  # nor is one that may not be looked at
+        if not os.path.lexists(path):  # nor is one that may not be looked at
             _log.info("no calibration of %s: run numba-swap calibrate for one", key.device)
             return reference_costs()
         document = load_document(path)

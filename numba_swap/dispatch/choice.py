@@ -13,13 +13,7 @@ from numba_swap.dispatch.conditions import Conditions
 from numba_swap.dispatch.cost_model import CostModel, Workload, split_workload
 from numba_swap.dispatch.decision import Decision, Estimate, format_us, join_decisions
 from numba_swap.dispatch.ranking import choose, rank, split_by_size
-from numba_swap.dispatch.settings import (
-    Mode,
-    Policy,
-    current_settings,
-    mode_source,
-    parse_mode,
-)
+from numba_swap.dispatch.settings import Mode, Policy, mode_in_force
 
 WhyNot = Callable[[Mode], str | None]
 
@@ -45,7 +39,7 @@ def decide(
     direction: Direction,
     costs: CostModel,
     conditions: Conditions,
-    mode: Mode | str,
+    mode: Mode | str | None,
     why_not: WhyNot,
 ) -> Choice:
     """Choose how copies run: first what is allowed, then what is fastest.
@@ -60,8 +54,8 @@ def decide(
         What to predict with.
     conditions : Conditions
         Under which circumstances.
-    mode : Mode or str
-        What the user said.
+    mode : Mode, str or None
+        What the user said; None if nothing.
     why_not : callable
         Why a mode cannot run the copies; None if it can. Asked no further than needed.
 
@@ -71,10 +65,7 @@ def decide(
         If a forced mode cannot run them.
     """
     capabilities = conditions.capabilities
-    forced, forced_by = parse_mode(mode), "the mode argument"
-    if forced is None:
-        forced = current_settings().mode
-        forced_by = "" if forced is None else mode_source()
+    forced, forced_by = mode_in_force(mode)
     ranked = rank(costs, workload, conditions)
     chosen, rejected = choose(forced, ranked, why_not)
     whole = Decision(

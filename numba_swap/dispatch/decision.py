@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numba_swap.copies.copies import Direction
 from numba_swap.dispatch.settings import Mode, Policy
@@ -122,6 +122,10 @@ class Decision(NamedTuple):
     def modes(self) -> tuple[Mode, ...]:
         """Every mode that takes part, without repetition."""
         return tuple(dict.fromkeys(part.mode for part in self.parts)) or (self.mode,)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # So that it can be pickled and deep-copied, which a read-only view of a dict cannot.
+        return type(self), tuple(self._replace(rejected=dict(self.rejected)))
 
     def __str__(self) -> str:
         simulated = "simulated " if self.simulated else ""

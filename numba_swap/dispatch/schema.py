@@ -1,12 +1,18 @@
-"""What a JSON file must look like: rules that raise, made of smaller ones.
+"""How a JSON file is read, whatever lies there, and what it must look like.
 
-A rule is a function of a value and of the way to it: names in objects, places in lists.
+What it must look like are rules that raise, made of smaller ones. A rule is a function of a value
+and of the way to it: names in objects, places in lists.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import re
+import stat
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, TypeAlias
 
 Steps: TypeAlias = tuple[str | int, ...]
@@ -29,6 +35,91 @@ class SchemaError(ValueError):
     def __init__(self, steps: Steps, wrong: str, *values: Any) -> None:
         super().__init__(steps, wrong, *values)
         self.steps, self.wrong, self.values = steps, wrong, values
+
+
+_MIB = 1 << 20
+_MOST_NESTED = 32
+# Each match is the only one that can be tried, so that no text takes long; the last may be open.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_NO_BRACKET = re.compile(r"[^][{}]+")
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """Return text for a message: one line of moderate length, whatever was quoted in it."""
+    whole = str(text)
+    shown = whole if len(whole) <= most else f"{whole[:most]} ..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def name_of(path: Path | str) -> str:
+    """Return a path for a message, whatever its name is."""
+    return one_line(path, most=4096)
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """Read a file that may be anything: a folder, a pipe that nobody writes, an endless device.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read, is no file, or is larger.
+    """
+    flags = getattr(os, "O_NONBLOCK", 0)  # a pipe would block
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        kind = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(kind):
+            raise ValueError("it is no file")
+        content = file.read(most_bytes + 1) or b""
+    if len(content) > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes // _MIB} MiB")
+    return content
+
+
+def read_json(
+    path: Path,
+    most_bytes: int = _MIB,
+    most_digits: int = 1000,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """Read a JSON file that may be anything.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    most_bytes, most_digits : int, optional
+        How large it may be, and how long a number in it.
+    parse_constant : callable, optional
+        Gets ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``; by default they are read, and left to
+        the rules, which say where they stand.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read or is no JSON, is larger, holds a longer number, or is nested so deeply
+        that it is none of ours. The message is to stand behind the file's name.
+    """
+    try:
+        text = read_file(path, most_bytes).decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
+    # Before it is parsed, which would overflow the stack, or take long.
+    outside = _STRING.sub("", text)
+    if re.search(rf"[0-9]{{{most_digits + 1}}}", outside):
+        raise ValueError(f"a number has more than {most_digits} digits")
+    _check_depth(outside)
+    return json.loads(text, parse_constant=parse_constant)
+
+
+def _check_depth(outside: str) -> None:
+    """Refuse deep nesting, in text of which the strings were taken out."""
+    depth = 0
+    for bracket in _NO_BRACKET.sub("", outside):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _MOST_NESTED:
+            raise ValueError(f"it is nested more than {_MOST_NESTED} deep")
 
 
 def rule_of(holds: Callable[[Any], bool], wrong: str) -> Rule:

@@ -1,6 +1,7 @@
 """What a user can force: mode, policy, how new the driver may pretend to be, the batch's length.
 
 From the strongest to the weakest: the ``mode=`` argument of a call, `override`, the environment.
+``mode="auto"`` is such an argument, too: it lifts a mode that the others force.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from numba_swap.driver.version import DriverVersion, DriverVersionLike
+from numba_swap.driver.version import OLDEST, DriverVersion, DriverVersionLike
 from numba_swap.errors import BadArgumentError, brief
 
 MODE_VARIABLE = "NUMBA_SWAP_MODE"
@@ -75,7 +76,7 @@ class Settings:
     Attributes
     ----------
     mode : Mode or None
-        The mode to use where a call says ``"auto"``.
+        The mode to use where a call says none.
     driver_version : DriverVersion or None
         The newest driver to pretend; a newer one is treated as this version.
     batch_descriptors : int
@@ -112,6 +113,27 @@ def parse_mode(value: Mode | str, source: str = "mode") -> Mode | None:
         raise BadArgumentError(
             f"{source}={brief(value)} is no mode: choose 'auto' or one of {choices}"
         ) from None
+
+
+def mode_in_force(mode: Mode | str | None) -> tuple[Mode | None, str]:
+    """Return the mode that a call has to use, and who says so; None and nothing if it may choose.
+
+    Parameters
+    ----------
+    mode : Mode, str or None
+        What the call says; ``"auto"`` is a word of its own, None leaves it to `override` and the
+        environment.
+
+    Raises
+    ------
+    BadArgumentError
+        If it names no mode.
+    """
+    if mode is None:
+        forced, by = current_settings().mode, mode_source
+    else:
+        forced, by = parse_mode(mode), lambda: "the mode argument"
+    return forced, "" if forced is None else by()
 
 
 def parse_policy(value: Policy | str, source: str = "policy") -> Policy:
@@ -158,11 +180,11 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings:
     mode = environment.get(MODE_VARIABLE) or "auto"
     version = environment.get(DRIVER_VERSION_VARIABLE)
     try:
-        cap = DriverVersion.parse(version) if version else None
+        cap = _parse_cap(version) if version else None
     except BadArgumentError as error:
         raise BadArgumentError(f"{DRIVER_VERSION_VARIABLE}: {error}") from None
     descriptors = environment.get(BATCH_DESCRIPTORS_VARIABLE) or str(DEFAULT_BATCH_DESCRIPTORS)
-    if not descriptors.isdecimal() or int(descriptors) == 0:
+    if not descriptors.isdecimal() or len(descriptors) > 18 or int(descriptors) == 0:
         raise BadArgumentError(
             f"{BATCH_DESCRIPTORS_VARIABLE}={descriptors!r} is no positive number"
         )
@@ -173,6 +195,16 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings:
         int(descriptors),
         parse_policy(policy, POLICY_VARIABLE),
     )
+
+
+def _parse_cap(value: DriverVersionLike) -> DriverVersion:
+    """Read the version of a driver to pretend: of one that this package could run on."""
+    version = DriverVersion.parse(value)
+    if version < OLDEST:
+        raise BadArgumentError(
+            f"driver {version} cannot be pretended: numba_swap needs {OLDEST}, and would not run"
+        )
+    return version
 
 
 @cache
@@ -209,15 +241,17 @@ def override(
     Parameters
     ----------
     mode : Mode or str, optional
-        The mode for calls that say ``mode="auto"``; ``"auto"`` lifts an outer override. A forced
-        mode that cannot run raises `ModeUnavailableError`, it is never replaced by another.
+        The mode for calls that say no ``mode=``; ``"auto"`` lifts an outer override, as it does
+        in a call. A forced mode that cannot run raises `ModeUnavailableError`, it is never
+        replaced by another.
     driver_version : tuple of int, str or DriverVersion, optional
         Treat a newer driver as this version: entry points that such a driver would not have are
-        hidden. A version above the real one changes nothing.
+        hidden. A version above the real one changes nothing; one below 11.3 is refused, for
+        nothing runs there.
     batch_descriptors : int, optional
         The most copies to give to one call of ``cuMemcpyBatchAsync``; 128 if nothing is said.
     policy : Policy or str, optional
-        What ``mode="auto"`` is to be good for: ``"throughput"``, ``"overlap"`` or ``"latency"``.
+        What the choice is to be good for: ``"throughput"``, ``"overlap"`` or ``"latency"``.
 
     Yields
     ------
@@ -242,7 +276,7 @@ def override(
         check_positive(batch_descriptors, "batch_descriptors")
     settings = Settings(
         outer.mode if mode is None else parse_mode(mode),
-        outer.driver_version if driver_version is None else DriverVersion.parse(driver_version),
+        outer.driver_version if driver_version is None else _parse_cap(driver_version),
         outer.batch_descriptors if batch_descriptors is None else batch_descriptors,
         outer.policy if policy is None else parse_policy(policy),
     )

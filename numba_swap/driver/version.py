@@ -7,9 +7,10 @@ from typing import NamedTuple, TypeAlias
 
 from numba_swap.errors import BadArgumentError
 
-# The releases of driver packages are numbers from some 400 up, CUDA versions are far below.
-_FIRST_RELEASE = 100
-_WRITTEN = re.compile(r"(\d{1,3})\.(\d{1,2})")
+# A leading zero is refused: 12.04 is no 12.4.
+_WRITTEN = re.compile(r"([1-9]\d{0,2})\.(0|[1-9]\d?)", re.ASCII)
+# Those that drivers have had, and one more to come. No minor version has had two digits.
+_MAJORS, _MINORS = range(1, 15), range(10)
 
 
 class DriverVersion(NamedTuple):
@@ -44,7 +45,8 @@ class DriverVersion(NamedTuple):
         Raises
         ------
         BadArgumentError
-            If it is anything else; the message names the value.
+            If it is anything else, or a version that no driver has had; the message names the
+            value.
         """
         if isinstance(value, str):
             match = _WRITTEN.fullmatch(value.strip())
@@ -55,13 +57,15 @@ class DriverVersion(NamedTuple):
             isinstance(parts, tuple)
             and len(parts) == 2
             and all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
-            and 0 <= parts[0] < _FIRST_RELEASE
-            and 0 <= parts[1] < 100
         ):
-            return cls(*parts)
+            if parts[0] in _MAJORS and parts[1] in _MINORS:
+                return cls(*parts)
+            wrong = "no driver has had it"
+        else:
+            wrong = "it is not written as one"
         raise BadArgumentError(
-            f"{value!r} is not a driver version: give the CUDA version that the driver supports "
-            f'(not its release, 580.65 for example), as a tuple (12, 4) or a string "12.4"'
+            f"{value!r} is not a driver version: {wrong}. Give the CUDA version that the driver "
+            f'supports (not its release, 580.65 for example), as a tuple (12, 4) or a string "12.4"'
         )
 
     @property
@@ -74,3 +78,6 @@ class DriverVersion(NamedTuple):
 
 
 DriverVersionLike: TypeAlias = DriverVersion | tuple[int, int] | str
+
+# The first driver with ``cuGetProcAddress``; with an older one nothing of this package runs.
+OLDEST = DriverVersion(11, 3)

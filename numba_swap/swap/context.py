@@ -32,7 +32,7 @@ class RunOptions(NamedTuple):
     """
 
     stream: Any = None
-    mode: Mode | str = "auto"
+    mode: Mode | str | None = None
     max_blocks: int | None = None
     policy: Policy | str | None = None
 
@@ -68,7 +68,8 @@ class launching:  # noqa: N801 -- it is used as a function
         driver = devices.driver
         if options.max_blocks is not None:
             check_positive(options.max_blocks, "max_blocks")
-        parse_mode(options.mode)  # an array, for example, could not even be compared
+        if options.mode is not None:
+            parse_mode(options.mode)  # an array, for example, could not even be compared
         settings = current_settings()
         policy = settings.policy if options.policy is None else parse_policy(options.policy)
         stream = stream_handle(options.stream)

@@ -50,7 +50,7 @@ class Plan:
     def run(
         self,
         stream: Any = None,
-        mode: Mode | str = "auto",
+        mode: Mode | str | None = None,
         *,
         policy: Policy | str | None = None,
         max_blocks: int | None = None,
@@ -62,10 +62,10 @@ class Plan:
         stream : Numba stream, object with ``__cuda_stream__``, int or None
             Where the copies are enqueued, after the work already there and before what follows.
             None is Numba's default stream.
-        mode : {"auto", "batch", "loop", "kernel"} or Mode
-            How to copy.
+        mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
+            How to copy, as for `numba_swap.swap_blocks`.
         policy : {"throughput", "overlap", "latency"} or Policy, optional
-            What mode ``"auto"`` is to be good for (see `Policy`); by default what `override` or
+            What the choice is to be good for (see `Policy`); by default what `override` or
             the environment says, else ``"throughput"``.
         max_blocks : int, optional
             The most thread blocks that a kernel may have, to leave room for other kernels.
@@ -102,7 +102,7 @@ class Plan:
     def explain(
         self,
         stream: Any = None,
-        mode: Mode | str = "auto",
+        mode: Mode | str | None = None,
         *,
         policy: Policy | str | None = None,
         max_blocks: int | None = None,
@@ -134,7 +134,7 @@ class Plan:
         """Return what must outlive a run."""
         return self
 
-    def select(self, launch: LaunchContext, mode: Mode | str) -> Selection:
+    def select(self, launch: LaunchContext, mode: Mode | str | None) -> Selection:
         """Choose how the copies run, and remember it: for `run`, and for measurements."""
         costs = find_costs(launch.device)
         key = decision_key(costs, launch, mode)
@@ -149,10 +149,12 @@ class Plan:
         """Choose anew at the next run, for measurements."""
         self._selected = None
 
-    def _choose(self, launch: LaunchContext, mode: Mode | str, costs: CostModel) -> Selection:
+    def _choose(
+        self, launch: LaunchContext, mode: Mode | str | None, costs: CostModel
+    ) -> Selection:
         raise NotImplementedError
 
-    def _explain(self, launch: LaunchContext, mode: Mode | str) -> Decision:
+    def _explain(self, launch: LaunchContext, mode: Mode | str | None) -> Decision:
         return self.select(launch, mode).decision
 
 
@@ -189,10 +191,12 @@ class CopyPlan(Plan):
         super().forget()
         self.copies.memo.clear()
 
-    def _choose(self, launch: LaunchContext, mode: Mode | str, costs: CostModel) -> Selection:
+    def _choose(
+        self, launch: LaunchContext, mode: Mode | str | None, costs: CostModel
+    ) -> Selection:
         return choose(self.copies, launch, mode, costs)
 
-    def _explain(self, launch: LaunchContext, mode: Mode | str) -> Decision:
+    def _explain(self, launch: LaunchContext, mode: Mode | str | None) -> Decision:
         decision = self.select(launch, mode).decision
         if len(self.copies) == 0:
             return decision

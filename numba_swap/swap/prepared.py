@@ -101,7 +101,11 @@ class PreparedRun:
         return bare
 
     def holds(
-        self, stream: int, mode: Mode | str, max_blocks: int | None, policy: Policy | str | None
+        self,
+        stream: int,
+        mode: Mode | str | None,
+        max_blocks: int | None,
+        policy: Policy | str | None,
     ) -> bool:
         """Whether the same would follow from these arguments here and now.
 

@@ -38,7 +38,9 @@ class Selection(NamedTuple):
     forked: bool = False
 
 
-def decision_key(costs: CostModel, launch: LaunchContext, mode: Mode | str) -> tuple[object, ...]:
+def decision_key(
+    costs: CostModel, launch: LaunchContext, mode: Mode | str | None
+) -> tuple[object, ...]:
     """Return all that a choice follows from but the copies and the stream.
 
     A plain tuple, for it is made and compared at every run.
@@ -46,7 +48,7 @@ def decision_key(costs: CostModel, launch: LaunchContext, mode: Mode | str) -> t
     return costs, mode, current_settings(), launch.conditions
 
 
-def select(copies: Copies, launch: LaunchContext, mode: Mode | str) -> Selection:
+def select(copies: Copies, launch: LaunchContext, mode: Mode | str | None) -> Selection:
     """Choose how copies run; the same again for what was chosen before.
 
     Raises
@@ -79,7 +81,9 @@ def estimate_modes(copies: Copies, launch: LaunchContext) -> tuple[Estimate, ...
     )
 
 
-def choose(copies: Copies, launch: LaunchContext, mode: Mode | str, costs: CostModel) -> Selection:
+def choose(
+    copies: Copies, launch: LaunchContext, mode: Mode | str | None, costs: CostModel
+) -> Selection:
     """Choose how copies run, as `select` does, but anew."""
     conditions = launch.conditions
     if len(copies) == 0:
@@ -101,9 +105,9 @@ def choose(copies: Copies, launch: LaunchContext, mode: Mode | str, costs: CostM
     return selection
 
 
-def _nothing(direction: Direction, conditions: Conditions, mode: Mode | str) -> Decision:
+def _nothing(direction: Direction, conditions: Conditions, mode: Mode | str | None) -> Decision:
     return Decision(
-        parse_mode(mode) or Mode.LOOP,
+        (None if mode is None else parse_mode(mode)) or Mode.LOOP,
         conditions.capabilities.version,
         direction,
         0,
@@ -115,7 +119,7 @@ def _nothing(direction: Direction, conditions: Conditions, mode: Mode | str) -> 
 
 
 def _by_direction(
-    copies: Copies, launch: LaunchContext, mode: Mode | str, whole: Selection
+    copies: Copies, launch: LaunchContext, mode: Mode | str | None, whole: Selection
 ) -> Selection:
     """Let the directions run side by side, if it is worth a fork."""
     directions = by_direction(copies)

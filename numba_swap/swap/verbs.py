@@ -91,7 +91,7 @@ def swap_blocks(
     *,
     block_axis: int = 0,
     stream: Any = None,
-    mode: Mode | str = "auto",
+    mode: Mode | str | None = None,
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
 ) -> Transfer:
@@ -106,9 +106,10 @@ def swap_blocks(
         stream of Numba, PyTorch, CuPy or PyCUDA, any object with ``__cuda_stream__``, or a handle.
         None is Numba's default stream.
     mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
-        How to copy; ``"auto"`` chooses by the driver, the memory and the sizes.
+        How to copy; ``"auto"`` chooses by the driver, the memory and the sizes, whatever
+        `override` or the environment force. By default what these force, else ``"auto"``.
     policy : {"throughput", "overlap", "latency"} or Policy, optional
-        What mode ``"auto"`` is to be good for (see `Policy`); by default what `override` or the
+        What the choice is to be good for (see `Policy`); by default what `override` or the
         environment says, else ``"throughput"``.
     max_blocks : int, optional
         The most thread blocks that a kernel may have, to leave room for other kernels.
@@ -193,7 +194,7 @@ def swap_blocks_batch(
     sizes: Any,
     *,
     stream: Any = None,
-    mode: Mode | str = "auto",
+    mode: Mode | str | None = None,
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
     validate: Validation = "bounds",

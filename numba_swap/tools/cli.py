@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from numba_swap._version import __version__
-from numba_swap.errors import NumbaSwapError
 from numba_swap.tools.bench.ab.command import add_parser as add_ab
+from numba_swap.tools.streams import run_command
 
 _INFO_EPILOG = """\
 exit status:
@@ -18,6 +18,8 @@ exit status:
   1  there is no usable driver, or it finds no device; the report says why
   2  error: bad arguments or environment, no such PATH, or PATH crashes or hangs
 """
+_MOST_SECONDS = 86_400
+_MOST_DIGITS = 9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         Exit status: 0 if all is well; 1 if ``info`` finds no usable driver or no device, or
-        ``demo`` a wrong byte; 2 for an error, which is printed; of ``ab``, see its help.
+        ``demo`` a wrong byte; 2 for an error, which is printed; 141 if nobody reads what is
+        printed, 130 after Ctrl-C; of ``ab``, see its help.
     """
+    return run_command("numba-swap", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="numba-swap", description="Move scattered memory blocks between host and GPU."
     )
@@ -52,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     info.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=60.0,
         metavar="SECONDS",
         help="how long --driver may take (default: 60)",
@@ -68,10 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_calibrate(commands)
     add_ab(commands)
     parsed = parser.parse_args(arguments)
-    try:
-        status: int = parsed.run(parsed)
-    except (NumbaSwapError, ValueError) as error:
-        parser.exit(2, f"numba-swap: error: {error}\n")
+    status: int = parsed.run(parsed)
     return status
 
 
@@ -97,7 +101,10 @@ def _add_explain(commands: Any) -> None:
         "--driver-version", metavar="VERSION", help="answer for this driver: 12.4 for example"
     )
     explain.add_argument("--capturing", action="store_true", help="into a CUDA graph")
-    explain.add_argument("--mode", default="auto", help="force this mode")
+    explain.add_argument(
+        "--mode",
+        help="force this mode; auto: choose, whatever NUMBA_SWAP_MODE says (default: what it says)",
+    )
     explain.add_argument(
         "--policy",
         choices=("throughput", "overlap", "latency"),
@@ -121,8 +128,18 @@ def _add_calibrate(commands: Any) -> None:
     calibrate.set_defaults(run=_calibrate)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _MOST_SECONDS:  # false for NaN, too
+        raise argparse.ArgumentTypeError(f"{text!r} is no time up to {_MOST_SECONDS} seconds")
+    return seconds
+
+
 def _field_size(text: str) -> int:
-    size = int(text) if text.isdecimal() else 0
+    size = int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else 0
     if size < 1024 or size % 256:
         raise argparse.ArgumentTypeError(f"{text!r} is not a multiple of 256 from 1024 up")
     return size

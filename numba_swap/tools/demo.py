@@ -19,6 +19,7 @@ from numba_swap.driver.simulated.gpu import simulate
 from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import DriverUnavailableError, ModeUnavailableError
 from numba_swap.swap.verbs import plan_blocks
+from numba_swap.tools.checks import check_memory
 
 Field = npt.NDArray[np.float32]
 
@@ -29,6 +30,7 @@ SIMULATED_VERSIONS = (
     DriverVersion(13, 0),
 )
 _TILE = 256
+_BYTES_A_POINT = 40  # most while its spectrum is made
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,17 @@ def run_demo(size: int | None = None, *, force_simulation: bool = False) -> list
         Points along each axis of the field, a multiple of 256; 4096 on a GPU, 1024 simulated.
     force_simulation : bool
         Simulate even where there is a GPU.
+
+    Raises
+    ------
+    BadArgumentError
+        If the field needs more memory than the machine has.
     """
+    gpu = not force_simulation and _has_gpu()
+    size = size or (4096 if gpu else 1024)
+    check_memory(_BYTES_A_POINT * size**2, f"a field of {size} x {size} points")
     with override(mode="auto"):  # whatever the environment forces
-        if force_simulation or not _has_gpu():
-            return list(_simulated_rows(size or 1024))
-        return list(_real_rows(size or 4096))
+        return list(_real_rows(size) if gpu else _simulated_rows(size))
 
 
 def _simulated_rows(size: int) -> Iterator[DemoRow]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,7 +14,7 @@ from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.choice import decide, estimate
 from numba_swap.dispatch.conditions import Conditions, driver_capabilities
-from numba_swap.dispatch.cost_model import route_of, workload_of_sizes
+from numba_swap.dispatch.cost_model import Workload, class_of, route_of
 from numba_swap.dispatch.decision import Decision
 from numba_swap.dispatch.ranking import block_limit
 from numba_swap.dispatch.settings import (
@@ -32,6 +34,7 @@ from numba_swap.tools.units import MOST_BYTES
 
 _NEWEST = DriverVersion(13, 0)
 DIRECTIONS = {"h2d": Direction.H2D, "d2h": Direction.D2H, "d2d": Direction.D2D}
+_MOST_COPIES = (1 << 63) - 1
 _HOST_MEMORY = (MemoryKind.PINNED, MemoryKind.PAGEABLE, MemoryKind.MANAGED)
 
 
@@ -43,7 +46,7 @@ def explain_copy(
     driver_version: DriverVersionLike | None = None,
     host_memory: str = "pinned",
     capturing: bool = False,
-    mode: Mode | str = "auto",
+    mode: Mode | str | None = None,
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
 ) -> Decision:
@@ -66,8 +69,9 @@ def explain_copy(
         What the host side is. Managed memory counts as device memory. Ignored for "d2d".
     capturing : bool
         Whether the stream is being captured into a CUDA graph.
-    mode : {"auto", "batch", "loop", "kernel"} or Mode
-        Force this mode; ``"auto"`` chooses.
+    mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
+        Force this mode; ``"auto"`` chooses, whatever `override` or the environment force. By
+        default what these force, else ``"auto"``.
     policy : {"throughput", "overlap", "latency"} or Policy, optional
         What the choice is to be good for; by default what `override` or the environment says,
         else ``"throughput"``.
@@ -104,6 +108,8 @@ def explain_copy(
     direction, memory = _read_direction(direction), _read_host_memory(host_memory)
     lengths = _read_sizes(sizes)
     check_positive(count, "count")
+    if count > _MOST_COPIES:
+        raise BadArgumentError(f"count={count} is more than {_MOST_COPIES}")
     if max_blocks is not None:
         check_positive(max_blocks, "max_blocks")
     driver = _driver(driver_version)
@@ -117,15 +123,27 @@ def explain_copy(
         policy,
         block_limit(costs.tuning, policy, ends.direction, max_blocks),
     )
-    bits = int(np.bitwise_or.reduce(lengths))  # as if between aligned addresses
-    sizes_of_all = np.resize(np.array(lengths, dtype=np.uint64), count)
-    workload = workload_of_sizes(route_of(ends), sizes_of_all, bits)
+    workload = _workload(route_of(ends), lengths, count)
 
     def why_not(candidate: Mode) -> str | None:
         return MODES[candidate].why_not(ends, conditions)
 
     decision = decide(workload, ends.direction, costs, conditions, mode, why_not).decision
     return decision._replace(estimates=estimate(workload, costs, conditions, why_not))
+
+
+def _workload(route: str, lengths: Sequence[int], count: int) -> Workload:
+    """Return the workload of so many copies, however many; each length has an equal share."""
+    share, left = divmod(count, len(lengths))
+    terms: dict[int, tuple[int, int]] = {}
+    for place, length in enumerate(lengths):
+        number = share + (place < left)
+        copies, nbytes = terms.get(class_of(length), (0, 0))
+        terms[class_of(length)] = copies + number, nbytes + number * length
+    rows = tuple((i, *terms[i]) for i in sorted(terms) if terms[i][0])
+    # As if between aligned addresses.
+    bits = functools.reduce(operator.or_, lengths)
+    return Workload(route, rows, count, sum(nbytes for _, _, nbytes in rows), bits)
 
 
 def _read_direction(direction: Direction | str) -> Direction:
@@ -144,7 +162,10 @@ def _read_host_memory(host_memory: str) -> MemoryKind:
 
 
 def _read_sizes(sizes: int | Sequence[int]) -> list[int]:
-    lengths: list[int] = np.atleast_1d(sizes).tolist()
+    try:
+        lengths: list[int] = np.atleast_1d(sizes).tolist()
+    except ValueError:
+        raise BadArgumentError(f"sizes={sizes!r} is no length, and no list of lengths") from None
     if not lengths:
         raise BadArgumentError("sizes is empty: give one length at least")
     for length in lengths:

@@ -9,7 +9,8 @@ from numba_swap.errors import BadArgumentError
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _UNITS = {"GiB": GIB, "MiB": MIB, "KiB": KIB, "B": 1}
 _FACTORS = {"": 1} | {name.lower(): factor for name, factor in _UNITS.items()}
-_WRITTEN = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE)
+_WRITTEN = re.compile(r"(\d{1,18})\s*([a-z]*)", re.IGNORECASE | re.ASCII)
+_COUNT = re.compile(r"\d{1,18}", re.ASCII)
 MOST_BYTES = 1 << 40
 
 
@@ -40,15 +41,15 @@ def parse_bytes(text: str, *, short: bool = False) -> int:
 
 
 def parse_count(text: str) -> int:
-    """Read a positive number.
+    """Read a positive number below 10**18.
 
     Raises
     ------
     BadArgumentError
         If it is none.
     """
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise BadArgumentError(f"{text!r} is no positive number")
+    if not _COUNT.fullmatch(text.strip()) or int(text) < 1:
+        raise BadArgumentError(f"{text!r} is no positive number below 10**18")
     return int(text)
 
 

@@ -328,6 +328,47 @@ def test_a_file_that_is_something_else(driver, caplog, monkeypatch, content):
     check_refused(driver, path, "cannot be read|is no calibration", caplog, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "kind", ["folder", "pipe", "endless", "nothing", "itself", "nested", "huge", "a name of lines"]
+)
+def test_whatever_lies_there_no_swap_fails_of_it(driver, caplog, kind):
+    """It is told once, by the file's name, and the shipped figures are used."""
+    path = path_of(key_of(device_of(driver)))
+    path.parent.mkdir()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind in ("endless", "nothing", "itself"):
+        path.symlink_to({"endless": "/dev/zero", "nothing": "not there", "itself": path}[kind])
+    else:
+        names = json.dumps(made_document(key_of(device_of(driver))))
+        path.write_text(
+            {
+                "nested": "[" * 100_000,
+                "huge": " " * (2 << 20),
+                "a name of lines": names.replace('"loop"', '"lo\\n\\u001bop"'),
+            }[kind]
+        )
+    with pytest.raises(CalibrationError) as caught:
+        load_document(path)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).isprintable()
+    with caplog.at_level(logging.INFO, "numba_swap"):
+        for _ in range(3):
+            assert find_costs(device_of(driver)) is reference_costs()
+    (record,) = caplog.records
+    assert record.message == f"calibration ignored: {caught.value}"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(driver, folder, monkeypatch):
+    folder.write_text("a file")
+    monkeypatch.setattr(measuring, "current_driver", lambda: driver)
+    monkeypatch.setattr(measuring, "SwapTimer", None)
+    with pytest.raises(CalibrationError, match="cannot be written"):
+        measuring.calibrate()
+
+
 def test_a_file_cut_off_anywhere_is_refused(driver):
     path = store(driver)
     text = path.read_text()

@@ -53,7 +53,7 @@ def only(*modes):
     return lambda mode: None if mode in modes else f"no {mode} here"
 
 
-def choose(workload=FEW, costs=EQUAL, mode="auto", why_not=nothing_against, direction=H2D, **how):
+def choose(workload=FEW, costs=EQUAL, mode=None, why_not=nothing_against, direction=H2D, **how):
     return decide(workload, direction, costs, HERE._replace(**how), mode, why_not)
 
 
@@ -138,7 +138,10 @@ def test_who_forces_is_told_and_the_argument_is_stronger():
         assert choose().decision.mode is Mode.BATCH
         assert choose().decision.reason == "forced by override"
         decision = choose(mode="loop").decision
+        lifted = choose(mode="auto").decision
     assert (decision.mode, decision.forced_by) == (Mode.LOOP, "the mode argument")
+    assert lifted == choose().decision
+    assert not lifted.forced
 
 
 # -- short copies in the kernel and long ones in the batch ---------------------------------------

@@ -1,5 +1,8 @@
 """What a decision says of itself."""
 
+import copy
+import pickle
+
 import pytest
 
 import numba_swap as ns
@@ -44,6 +47,18 @@ def test_reasons():
     assert asked.forced is True
     assert plain.forced is False
     assert asked._replace(note="nothing to copy").reason == "nothing to copy"
+
+
+def test_decisions_are_pickled_and_copied():
+    estimates = (ns.Estimate(Mode.BATCH, 5.0, "too old"), ns.Estimate(Mode.LOOP, INF, None))
+    blocked = decision(rejected={Mode.BATCH: "too old"}, estimates=estimates, ranked=((INF, "x"),))
+    for one in (decision(), blocked, decision(parts=(decision(), blocked), policy="latency")):
+        copies = [pickle.loads(pickle.dumps(one, protocol)) for protocol in range(6)]
+        for other in (*copies, copy.deepcopy(one), copy.copy(one)):
+            assert type(other) is ns.Decision
+            assert other == one
+            assert other.table() == one.table()
+            assert other.mode is one.mode
 
 
 def test_decisions_as_text():

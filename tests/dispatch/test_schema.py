@@ -1,6 +1,10 @@
 """The rules of files: each passes and fails, and its error tells the way to the value."""
 
+import json
 import math
+import os
+import socket
+import sys
 
 import pytest
 
@@ -145,3 +149,97 @@ def test_objects_of_fields():
     null = schema.fields({"x": schema.or_null(inside)})
     assert check(null, {"x": None}) is None
     assert check(null, {}) == (("x",), "is missing", ())  # null is said, not left out
+
+
+# -- files that are read, whatever they are ------------------------------------------------------
+
+
+def make_broken(kind, path):
+    """Put something that is no JSON file of ours at a path."""
+    contents = {
+        "nested lists": b"[" * 100_000,
+        "nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        "closed lists": b"[" * 33 + b"]" * 33,
+        "open text of quotes": b'"' + b'\\"' * 100_000,
+        "text that hides brackets": b'["\\\\", ' + b"[" * 100_000 + b'"]',
+        "backslash at the end": b'["a\\',
+        "huge": b" " * ((1 << 20) + 1),
+        "long number": b"[" + b"7" * 1001 + b"]",
+        "no UTF-8": b'["\xff"]',
+        "UTF-16": '["a"]'.encode("utf-16"),
+        "empty": b"",
+        "NULs": b"\0" * 100,
+    }
+    if kind in contents:
+        path.write_bytes(contents[kind])
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        path.symlink_to({"endless": "/dev/zero", "nothing": "not there", "itself": path}[kind])
+
+
+BROKEN = {
+    "nested lists": "nested more than 32 deep",
+    "nested objects": "nested more than 32 deep",
+    "closed lists": "nested more than 32 deep",
+    "open text of quotes": "Unterminated string",
+    "text that hides brackets": "nested more than 32 deep",
+    "backslash at the end": "Unterminated string",
+    "huge": "larger than 1 MiB",
+    "long number": "a number has more than 1000 digits",
+    "no UTF-8": "it is not UTF-8: invalid start byte at byte 2",
+    "UTF-16": "it is not UTF-8",
+    "empty": "Expecting value",
+    "NULs": "Expecting value",
+    "folder": "Is a directory",
+    "pipe": "it is no file",
+    "socket": "No such device",
+    "endless": "it is no file",
+    "nothing": "No such file",
+    "itself": "Too many levels of symbolic links",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_whatever_lies_there_is_one_kind_of_error(kind, tmp_path):
+    make_broken(kind, tmp_path / "x")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)  # a program may do so: the stack would overflow
+    try:
+        with pytest.raises(ValueError, match=BROKEN[kind]) as error:
+            schema.read_json(tmp_path / "x")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert type(error.value) in (ValueError, json.JSONDecodeError)
+
+
+def test_files_that_are_right_are_read(tmp_path):
+    path = tmp_path / "x"
+    for value in ([], {"a": ["[" * 99, '"', "\\", "é", "7" * 5000]}, 10**999, "[" * 10_000):
+        for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+            path.write_bytes(text.encode())
+            assert schema.read_json(path) == value
+            path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+            assert schema.read_json(path) == value
+    path.write_text("[" * 32 + "]" * 32)
+    assert schema.read_json(path)
+    path.write_bytes(b"1" + b" " * ((1 << 20) - 1))
+    assert schema.read_json(path) == 1
+    (tmp_path / "link").symlink_to(path)
+    assert schema.read_json(tmp_path / "link") == 1
+    path.write_text("[NaN, 1e999]")
+    assert math.isnan(schema.read_json(path)[0])
+    assert schema.read_json(path, parse_constant=str.lower) == ["nan", math.inf]
+
+
+def test_quotes_in_messages_are_one_line_of_moderate_length():
+    assert schema.one_line("a é 日") == "a é 日"
+    assert schema.one_line("a\nb\x1b[2J\ud800\x7f") == "a\\nb\\x1b[2J\\ud800\\x7f"
+    assert schema.one_line("x" * 300) == "x" * 300
+    assert schema.one_line("x" * 301) == "x" * 300 + " ..."
+    assert schema.name_of("/a" * 2000) == "/a" * 2000

@@ -9,6 +9,7 @@ from numba_swap.dispatch.settings import (
     Settings,
     check_positive,
     current_settings,
+    mode_in_force,
     mode_source,
     parse_mode,
     parse_policy,
@@ -43,6 +44,19 @@ def test_versions_are_read_in_every_form(given):
         (12, -1),
         (12, 100),
         (100, 0),
+        # What no driver has had, and what can be read in two ways.
+        "12.04",
+        "012.4",
+        "13.00",
+        "12.10",
+        (12, 10),
+        "99.99",
+        (99, 99),
+        "0.0",
+        (15, 0),
+        ns.DriverVersion(13, 10),
+        "१२.४",
+        "9" * 5000 + ".0",
         (12, 4.0),
         ("12", "4"),
         [12, 4],
@@ -68,10 +82,14 @@ def test_environment_is_read():
     [
         ("NUMBA_SWAP_MODE", "fast"),
         ("NUMBA_SWAP_DRIVER_VERSION", "twelve"),
+        ("NUMBA_SWAP_DRIVER_VERSION", "12.04"),
+        ("NUMBA_SWAP_DRIVER_VERSION", "99.99"),
+        ("NUMBA_SWAP_DRIVER_VERSION", "1.0"),
         ("NUMBA_SWAP_POLICY", "fast"),
         ("NUMBA_SWAP_BATCH_DESCRIPTORS", "0"),
         ("NUMBA_SWAP_BATCH_DESCRIPTORS", "-1"),
         ("NUMBA_SWAP_BATCH_DESCRIPTORS", "many"),
+        ("NUMBA_SWAP_BATCH_DESCRIPTORS", "9" * 5000),
     ],
 )
 def test_unreadable_environment_names_the_variable(variable, value):
@@ -97,6 +115,16 @@ def test_override_refuses_nonsense():
         pass
 
 
+def test_a_driver_on_which_nothing_runs_cannot_be_pretended():
+    words = "driver 11.2 cannot be pretended: numba_swap needs 11.3"
+    with pytest.raises(ns.BadArgumentError, match=words), ns.override(driver_version=(11, 2)):
+        pass
+    with pytest.raises(ns.BadArgumentError, match=f"NUMBA_SWAP_DRIVER_VERSION: {words}"):
+        settings_from_environment({"NUMBA_SWAP_DRIVER_VERSION": "11.2"})
+    with ns.override(driver_version="11.3") as settings:
+        assert settings.driver_version == (11, 3)
+
+
 def test_override_stays_in_its_context():
     """Another context that was there before sees nothing of it."""
     outside = contextvars.copy_context()
@@ -106,7 +134,7 @@ def test_override_stays_in_its_context():
 
 
 def test_versions_at_the_edges():
-    for given in ((0, 0), (99, 99), "99.99", "0.0"):
+    for given in ((1, 0), (11, 8), "12.9", "13.9", (14, 0)):
         version = ns.DriverVersion.parse(given)
         assert ns.DriverVersion.parse(str(version)) == version
     assert ns.DriverVersion.from_encoded(11999) == (11, 99)
@@ -162,6 +190,19 @@ def test_version_that_counts():
     assert settings.cap(ns.DriverVersion(13, 0)) == (12, 4)
     assert settings.cap(ns.DriverVersion(11, 8)) == (11, 8)
     assert Settings().cap(ns.DriverVersion(13, 0)) == (13, 0)
+
+
+@pytest.mark.parametrize("mode", ["auto", " Auto "])
+def test_auto_in_a_call_lifts_what_override_and_environment_force(monkeypatch, mode):
+    assert mode_in_force(mode) == (None, "")
+    with ns.override(mode="loop"):
+        assert mode_in_force(mode) == (None, "")
+        assert mode_in_force(None) == (ns.Mode.LOOP, "override")
+        assert mode_in_force("batch") == (ns.Mode.BATCH, "the mode argument")
+    environment = Settings(mode=ns.Mode.KERNEL)
+    monkeypatch.setattr(settings_module, "_environment_settings", lambda: environment)
+    assert mode_in_force(mode) == (None, "")
+    assert mode_in_force(None)[0] is ns.Mode.KERNEL
 
 
 def test_who_forces_a_mode(monkeypatch):

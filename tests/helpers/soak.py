@@ -26,6 +26,8 @@ from machines import RealGPU, address_of
 from numba import njit, types
 
 import numba_swap as ns
+from numba_swap.tools.checks import check_writable
+from numba_swap.tools.streams import run_command
 
 MODES = ["auto", "auto", "batch", "kernel", "loop"]
 VERBS = ["arrays", "layers", "plan", "pointers", "pointers"]
@@ -273,6 +275,10 @@ def is_good(result):
 
 
 def main(arguments=None):
+    return run_command("soak", lambda: run_soak(arguments))
+
+
+def run_soak(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=0, help="the most rounds of each thread")
@@ -282,6 +288,8 @@ def main(arguments=None):
     parser.add_argument("--simulate", action="store_true", help="even if there is a GPU")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
+    if options.json:
+        check_writable(Path(options.json))
     with contextlib.ExitStack() as stack:
         real = not options.simulate and ns.driver_info()["available"]
         gpu = RealGPU() if real else stack.enter_context(ns.simulate())

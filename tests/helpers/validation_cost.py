@@ -7,6 +7,7 @@ answers to pointer queries take longer than those of a real one.
 import argparse
 import contextlib
 import json
+import sys
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ from machines import RealGPU, address_of
 import numba_swap as ns
 from numba_swap.copies.from_pointers import plan_pointers
 from numba_swap.driver.current import current_driver
+from numba_swap.tools.streams import run_command
 
 LEVELS = ["none", "bounds", "full"]
 BLOCK_BYTES = 64
@@ -67,6 +69,10 @@ def measure(gpu, counts, allocations, rounds):
 
 
 def main(arguments=None):
+    return run_command("validation_cost", lambda: measure_levels(arguments))
+
+
+def measure_levels(arguments):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulate", action="store_true", help="even if there is a GPU")
     parser.add_argument("--counts", type=int, nargs="+", default=[8192, 1_000_000])
@@ -80,10 +86,11 @@ def main(arguments=None):
         rows = measure(gpu, options.counts, options.allocations, options.rounds)
     if options.json:
         print(json.dumps([dict(zip(("what", "level", "ms"), row, strict=True)) for row in rows]))
-        return
+        return 0
     for what, level, milliseconds in rows:
         print(f"{what:<55} {level:<7} {milliseconds:10.3f} ms")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

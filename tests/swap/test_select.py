@@ -634,7 +634,7 @@ def test_a_choice_is_kept_until_what_it_follows_from_changes(rng, changed):
         capabilities = driver_capabilities(driver, settings.current_settings())
         base = LaunchContext(gpu.stream().handle, contexts[0], Conditions(capabilities))
 
-        def choice(copies, launch=base, mode="auto"):
+        def choice(copies, launch=base, mode=None):
             return select.select(copies, launch, mode)
 
         def changed_by(name, value):
@@ -1245,12 +1245,14 @@ def test_reasons(gpu, rng, monkeypatch):
     with ns.override(mode="loop"):
         assert plan.explain().reason == "forced by override"
         assert plan.explain(mode="batch").reason == "forced by the mode argument"
+        assert plan.explain(mode="auto").reason == words
         with ns.override(mode="auto"):
             assert plan.explain().reason == words
     environment = settings.settings_from_environment({"NUMBA_SWAP_MODE": "loop"})
     with monkeypatch.context() as patch:
         patch.setattr(settings, "_environment_settings", lambda: environment)
         assert plan.explain().reason == "forced by the environment variable NUMBA_SWAP_MODE"
+        assert plan.explain(mode="auto").reason == words
     with ns.override(driver_version=(11, 8)):
         decision = plan.explain()
     assert decision.reason == (

@@ -96,3 +96,35 @@ def test_so_many_rows_that_they_would_be_grouped_are_not_prepared(pools, tune):
     ns.plan_cache.clear()
     many = np.array([[2 * i, 2 * i] for i in range(9)])
     assert prepared(src, dst, many, gpu.stream(), mode="kernel") is None
+
+
+# -- who says in which mode -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forced", ["loop", "kernel"])
+@pytest.mark.parametrize("verb", ["arrays", "pointers", "plan", "exchange", "staged exchange"])
+def test_auto_in_a_call_lifts_what_override_forces(pools, verb, forced):
+    """Whether the call is the first one of its kind, or one that is done again the short way."""
+    _, host, device = pools
+    rows = np.stack([np.arange(64)] * 2, axis=1)
+    where = host.ctypes.data, device.__cuda_array_interface__["data"][0]
+    columns = [[address + 192 * i for i in range(64)] for address in where]
+    plan = ns.plan_blocks(host, device, 2 * rows)
+    calls = {
+        "arrays": lambda **how: ns.swap_blocks(host, device, 2 * rows, **how),
+        "pointers": lambda **how: ns.swap_blocks_batch(*columns, [96] * 64, **how),
+        "plan": plan.run,
+        "exchange": lambda **how: ns.exchange(device, host, rows, rows + 64, **how),
+        "staged exchange": lambda **how: ns.exchange(device, host, rows, rows[::-1], **how),
+    }
+    call, by_override = calls[verb], "forced by override"
+    free = call(mode="auto").decision
+    assert "forced" not in free.reason
+    with ns.override(mode=forced):
+        for mode in (None, "auto", None, "auto"):
+            transfer = call() if mode is None else call(mode=mode)
+            transfer.wait()
+            decision = transfer.decision
+            assert decision.forced == (mode is None)
+            assert (by_override in decision.reason) == (mode is None)
+            assert decision.modes == ((forced,) if mode is None else free.modes)

@@ -93,6 +93,21 @@ def test_lengths_are_shared_out(workload_of):
     assert (workload.route, direction) == ("h2d", H2D)
 
 
+def test_any_number_of_copies_is_counted_exactly(workload_of):
+    """Also more than there is memory to list, and more bytes than 64 bits can say."""
+    workload, _ = workload_of(H2D, [4096, 1 << 20, 4097], 10**9)
+    assert workload.terms == (
+        (1, 666_666_667, 333_333_334 * 4096 + 333_333_333 * 4097),
+        (3, 333_333_333, 333_333_333 << 20),
+    )
+    most = 2**63 - 1
+    workload, _ = workload_of(H2D, 1 << 40, most)
+    assert (workload.copies, workload.nbytes) == (most, most << 40)
+    decision = explain_copy(H2D, 1 << 40, most, driver_version="13.0")
+    assert decision.nbytes == most << 40
+    assert f"for {most} copies, {most << 40} bytes" in decision.table()
+
+
 @pytest.mark.parametrize("direction", [H2D, D2H, D2D])
 def test_the_same_is_chosen_as_for_arrays(direction):
     """Of equal copies between real arrays, under every circumstance that both know."""
@@ -140,6 +155,8 @@ def test_words_and_members_mean_the_same():
         ({"sizes": [1 << 70]}, "is more than 1024GiB"),
         ({"count": 0}, "count=0 is no positive integer"),
         ({"count": 1.5}, "count=1.5 is no positive integer"),
+        ({"count": 10**20}, "count=100000000000000000000 is more than 9223372036854775807"),
+        ({"sizes": [[1], [1, 2]]}, r"sizes=\[\[1\], \[1, 2\]\] is no length, and no list"),
         ({"max_blocks": 0}, "max_blocks=0 is no positive integer"),
         ({"mode": "fast"}, "mode='fast' is no mode"),
         ({"policy": "fast"}, "policy='fast' is no policy"),
@@ -245,6 +262,7 @@ def test_overlap_prefers_copy_engines(capsys):
         (["--driver-version", "new"], "'new' is not a driver version"),
         (["--driver-version", "11.2"], "older than CUDA 11.3"),
         (["--count", "0"], "--count=0 is no positive integer"),
+        (["--count", "1" + "0" * 20], "count=100000000000000000000 is more than 9223372036854775"),
         (["--max-blocks", "-1"], "--max-blocks=-1 is no positive integer"),
     ],
 )
@@ -273,6 +291,13 @@ def test_explain_obeys_override_and_environment(capsys, monkeypatch):
     assert decision.reason == "forced by the environment variable NUMBA_SWAP_MODE"
     with pytest.raises(ValueError, match="policy='fast' is no policy"):
         explain_copy(H2D, [1 << 20], 256, policy="fast")
+    lifted = explain_copy(H2D, [1 << 20], 256, mode="auto")
+    assert lifted.reason.startswith("for overlap, predicted: ")
+    assert not lifted.forced
+    _, out, _ = explain(capsys, *arguments)
+    assert "forced by the environment variable NUMBA_SWAP_MODE" in out
+    _, out, _ = explain(capsys, *arguments, "--mode", "auto")
+    assert "forced" not in out
 
 
 def test_the_driver_that_is_here_answers():

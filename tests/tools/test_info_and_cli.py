@@ -328,6 +328,32 @@ def test_demo_walks_through_the_modes_and_checks_every_byte():
     assert table.count("right") == 7
 
 
+def fail(arguments, capsys):
+    """The last line of an error."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("99999744", "a field of 99999744 x 99999744 points would take some 37252712"),
+        ("9" * 10, "is not a multiple of 256 from 1024 up"),
+        ("256" * 2000, "is not a multiple of 256 from 1024 up"),
+    ],
+)
+def test_a_field_that_there_is_no_memory_for_is_refused(capsys, size, message):
+    for more in ([], ["--simulate"]):
+        assert message in fail(["demo", "--size", size, *more], capsys)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e300", "0", "-1", "soon"])
+def test_a_timeout_is_a_time(capsys, seconds):
+    line = fail(["info", "--driver", "x", "--timeout", seconds], capsys)
+    assert line.endswith(f"{seconds!r} is no time up to 86400 seconds")
+
+
 def test_demo_tells_a_wrong_byte(monkeypatch, capsys):
     from numba_swap.modes import loop
 

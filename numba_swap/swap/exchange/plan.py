@@ -66,7 +66,9 @@ class ExchangePlan(Plan):
         out, into = self.copies
         return f"<ExchangePlan: {out.nbytes} bytes out, {into.nbytes} bytes in>"
 
-    def _choose(self, launch: LaunchContext, mode: Mode | str, costs: CostModel) -> Selection:
+    def _choose(
+        self, launch: LaunchContext, mode: Mode | str | None, costs: CostModel
+    ) -> Selection:
         both = all(map(len, self.copies))
         conditions = launch.conditions
         beside = launch.under(duplex=both and conditions.may_use_private_streams)
@@ -152,7 +154,7 @@ def _select_pairs(
     apart: Decision,
     apart_us: float,
     launch: LaunchContext,
-    mode: Mode | str,
+    mode: Mode | str | None,
 ) -> Selection:
     """Return the choice of pairs, and of what is left of the rows after them."""
     pairs = paired.pairs

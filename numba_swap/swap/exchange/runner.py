@@ -70,7 +70,7 @@ class ScheduledExchange:
         out, into = self._copies
         return out.coalesced(), into.coalesced()
 
-    def steps(self, launch: LaunchContext, mode: Mode | str) -> Iterator[Step]:
+    def steps(self, launch: LaunchContext, mode: Mode | str | None) -> Iterator[Step]:
         """Yield the steps in an order in which they could also run one by one.
 
         Each is planned when its turn comes, while those before it run already. They serve again,
@@ -97,12 +97,14 @@ class ScheduledExchange:
             else:
                 yield from done
 
-    def _mode(self, side: int, launch: LaunchContext, mode: Mode | str) -> Mode | None:
+    def _mode(self, side: int, launch: LaunchContext, mode: Mode | str | None) -> Mode | None:
         """Return the mode for all of a direction; None if it runs in parts."""
         decision = select(self.merged[side], launch, mode).decision
         return None if decision.parts else decision.mode
 
-    def _apart(self, modes: Modes, launch: LaunchContext, mode: Mode | str) -> Iterator[Step]:
+    def _apart(
+        self, modes: Modes, launch: LaunchContext, mode: Mode | str | None
+    ) -> Iterator[Step]:
         """Yield the steps of both directions, where nothing is staged."""
         numbered, schedule, order = _Numbered(), self.schedule, _order(self.schedule)
         # The last steps of the leader in each strand, by their streams.
@@ -131,7 +133,7 @@ class ScheduledExchange:
                     led[strand] |= {step.strand: i for i, step in enumerate(steps, first)}
                 yield from steps
 
-    def _staged_steps(self, launch: LaunchContext, mode: Mode | str) -> Iterator[Step]:
+    def _staged_steps(self, launch: LaunchContext, mode: Mode | str | None) -> Iterator[Step]:
         """Yield the steps of an exchange of which some comes in by way of device memory."""
         schedule, numbered = self.schedule, _Numbered()
         lease = self._buffers.lease(launch, self._largest_staged, schedule.pieces)
@@ -161,8 +163,10 @@ class ScheduledExchange:
                 going, (OUT,), launch, mode, tuple(reads.values()), has_waiters=True
             )
             end = numbered.count
+            # In a mode of its own, whatever the call says, but for `override` if it says nothing.
+            own = None if mode is None else "auto"
             yield from numbered.steps(
-                settle, ("settle",), inside, "auto", tuple(range(begin, end)), has_waiters=True
+                settle, ("settle",), inside, own, tuple(range(begin, end)), has_waiters=True
             )
             settled.append(range(end, numbered.count))
 
@@ -225,7 +229,7 @@ class _Numbered:
         copies: Copies,
         name: tuple[object, ...],
         launch: LaunchContext,
-        mode: Mode | str,
+        mode: Mode | str | None,
         after: Sequence[int] = (),
         chosen: Mode | None = None,
         *,

@@ -34,7 +34,7 @@ def exchange(
     *,
     block_axis: int = 0,
     stream: Any = None,
-    mode: Mode | str = "auto",
+    mode: Mode | str | None = None,
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
 ) -> Transfer:

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,8 +97,11 @@ def calibrate(
                 "and what is measured so would hold without that too: lift it, or do not store"
             )
         path = path_of(key)
-        if os.path.exists(path):
+        if os.path.lexists(path):
             load_document(path)  # a broken one is not overwritten unseen
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
     before = find_costs(device)
     cells: list[TimedSwap] = []
     blocks: dict[str, float] = {}
@@ -167,7 +170,7 @@ def _document(key: dict[str, str], costs: CostModel, cells: Sequence[TimedSwap])
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     """Write a file in one step: no reader ever sees half of it."""
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         try:
@@ -178,5 +181,12 @@ def _write(path: Path, document: dict[str, Any]) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell of a file that it cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise CalibrationError(f"{path} cannot be written: {error}") from None

@@ -87,6 +87,15 @@ class BenchGPU:
         """Allocate device memory."""
         return self._arrays.device_array(nbytes, np.uint8)
 
+    def free_bytes(self) -> int | None:
+        """Return how much device memory is free; None where that is not known."""
+        if self.simulated:
+            return None
+        try:
+            return int(_numba_cuda().current_context().get_memory_info()[0])
+        except NotImplementedError:  # a memory manager of the user's, set in Numba
+            return None
+
     def as_blocks(self, array: Any, block_bytes: int, nbytes: int) -> Any:
         """Return the first bytes of an array as a new one of shape (blocks, block_bytes)."""
         if isinstance(array, SimulatedDeviceArray):  # it cannot be reshaped, but what is behind it

@@ -30,7 +30,8 @@ def describe_machine() -> dict[str, Any]:
         that are not in it (None where git cannot tell); ``date`` (UTC).
     """
     info = driver_info()
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    commit = _git("rev-parse", "HEAD")
+    changes = commit and _git("status", "--porcelain", "--untracked-files=no")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": info["devices"],
@@ -40,14 +41,20 @@ def describe_machine() -> dict[str, Any]:
         "versions": info["versions"],
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "commit": os.environ.get("NUMBA_SWAP_COMMIT") or _git("rev-parse", "HEAD"),
+        "commit": os.environ.get("NUMBA_SWAP_COMMIT") or commit,
         "uncommitted_changes": None if changes is None else bool(changes),
     }
 
 
 def _git(*arguments: str) -> str | None:
-    """Ask git about the checkout that this package runs from; None if it is none."""
-    return _ask("git", "-C", str(Path(__file__).parent), *arguments)
+    """Ask git about the checkout that this package runs from; None if it is none.
+
+    A package that is merely installed within the checkout of something else is not that.
+    """
+    git = "git", "-C", str(Path(__file__).parent)
+    if _ask(*git, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return _ask(*git, *arguments)
 
 
 def _ask(*command: str) -> str | None:

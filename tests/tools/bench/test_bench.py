@@ -4,13 +4,16 @@ import itertools
 import json
 import re
 import statistics
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import numba_swap as ns
+from numba_swap.tools.bench import machine
 from numba_swap.tools.bench.gpu import open_gpu
 from numba_swap.tools.bench.machine import describe_machine
+from numba_swap.tools.bench.speed import suite
 from numba_swap.tools.bench.speed.plot import draw_speed
 from numba_swap.tools.bench.speed.plot import main as plot
 from numba_swap.tools.bench.speed.regret import regret, vllm_mode
@@ -116,6 +119,67 @@ def test_machine_is_described():
     assert machine["devices"][0]["name"] == "Simulated GPU"
     assert machine["versions"]["numba"]
     json.dumps(machine)
+
+
+def test_a_commit_is_that_of_this_package(tmp_path, monkeypatch):
+    """Not that of a checkout within which it is merely installed."""
+
+    def git(*arguments):
+        author = ["-c", "user.name=x", "-c", "user.email=x"]
+        subprocess.run(["git", *author, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.delenv("NUMBA_SWAP_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "driver_info", lambda: dict.fromkeys(KEYS))
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    (tmp_path / "machine.py").touch()
+    commits = [machine.describe_machine()["commit"]]
+    git("init")
+    git("commit", "--allow-empty", "-m", "of something else")
+    commits.append(machine.describe_machine()["commit"])
+    assert commits == [None, None]
+    assert machine.describe_machine()["uncommitted_changes"] is None
+    git("add", "machine.py")
+    git("commit", "-m", "of this")
+    assert re.fullmatch("[0-9a-f]{40}", machine.describe_machine()["commit"])
+    assert machine.describe_machine()["uncommitted_changes"] is False
+    (tmp_path / "machine.py").write_text("changed")
+    assert machine.describe_machine()["uncommitted_changes"] is True
+
+
+KEYS = ("devices", "driver_version", "driver_release", "pretended_version", "versions")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "/"], "speed_targets: error: / cannot be written: Is a directory"),
+        (["--repeats", "0"], "--repeats=0 is no positive integer"),
+        (["--only", "nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_the_suite_checks_before_it_measures(capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(suite, "open_gpu", lambda version: pytest.fail("measured"))
+    with pytest.raises(SystemExit, match="2"):
+        suite.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 5000, "nested more than 32 deep"),
+        ("[]", "is no result of a speed suite"),
+        ('{"rows": [{"details": 1}]}', "is no result of a speed suite"),
+        ('{"rows": []}', "is no result of a speed suite|max"),
+    ],
+)
+def test_a_picture_of_no_result_is_refused(capsys, tmp_path, text, message):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        plot([str(tmp_path / "x.json"), str(tmp_path / "x.png")])
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_committed_result_says_on_what_it_was_measured(result):

@@ -29,6 +29,7 @@ exit status:
   2    error: bad arguments, no such file, wrong bytes, an arm that cannot run
   3    --fail-on-slower, and it cannot be told: a control is not SAME, or nothing was measured
   130  Ctrl-C; what was measured until then is shown, and written if --json says where
+  141  nobody reads what is shown; a result that --json keeps is written before
 """
 
 

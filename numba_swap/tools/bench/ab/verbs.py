@@ -31,9 +31,12 @@ from numba_swap.tools.bench.ab.spec.cases import (
     read_mapping,
 )
 from numba_swap.tools.bench.ab.spec.grids import Cell, cells_of_grid, find_grid
-from numba_swap.tools.bench.gpu import has_gpu, open_gpu
+from numba_swap.tools.bench.gpu import BenchGPU, has_gpu, open_gpu
 from numba_swap.tools.bench.memory import Mapping
+from numba_swap.tools.checks import check_memory, check_writable
 from numba_swap.tools.units import parse_bytes, parse_count
+
+_MOST_NS = 1e18
 
 # What the arguments of cases are where neither they nor a grid say it.
 _CASE_DEFAULTS = {
@@ -54,7 +57,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Measure, write and show."""
     cells, large, mapping = _cells(parsed)
     if parsed.json is not None:
-        _check_folder(parsed.json)
+        check_writable(parsed.json)
     method = _method(parsed)
     version = parsed.simulate or (None if has_gpu() else "13.0")
     try:
@@ -62,6 +65,7 @@ def run(parsed: argparse.Namespace) -> int:
             open_gpu(version) as gpu,
             show_progress(len(cells), gpu.simulated) as report,
         ):
+            _check_room(cells, gpu)
             bench = Bench(
                 gpu,
                 cells,
@@ -81,9 +85,11 @@ def run(parsed: argparse.Namespace) -> int:
         print("interrupted before anything was measured", file=sys.stderr)
         return 130
     result.skipped[:0] = [{"case": case, "reason": reason} for case, reason in large]
-    if parsed.json is not None:
-        write_result(result, parsed.json)
-    status = _report(result, parsed)
+    try:
+        if parsed.json is not None:  # before it is shown, to a pipe that may be closed
+            write_result(result, parsed.json)
+    finally:
+        status = _report(result, parsed)
     return status if result.complete else 130
 
 
@@ -104,12 +110,18 @@ def _method(parsed: argparse.Namespace) -> Method:
 
 def _nanoseconds(value: float, factor: float) -> int:
     """Return whole nanoseconds; 0, which is refused later, for what is no time."""
-    return round(value * factor) if math.isfinite(value) else 0
+    return round(min(value * factor, _MOST_NS)) if math.isfinite(value) else 0
 
 
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise BadArgumentError(f"{path}: there is no such folder")
+def _check_room(cells: list[Cell], gpu: BenchGPU) -> None:
+    """Refuse cases that there is no memory for; see `CheckedMemory` for what they need."""
+    cases = sorted((cell.case for cell in cells), key=lambda case: case.span_bytes)
+    for largest in cases[-1:]:
+        nbytes, what = largest.span_bytes, f"the case {largest}"
+        check_memory((6 if gpu.simulated else 4) * nbytes, what)
+        free = gpu.free_bytes()
+        if free is not None:
+            check_memory(2 * nbytes, what, free)
 
 
 def _arguments(parsed: argparse.Namespace) -> list[str]:
@@ -202,7 +214,7 @@ def compare(parsed: argparse.Namespace) -> int:
 
 def plot(parsed: argparse.Namespace) -> int:
     """Draw a result."""
-    _check_folder(Path(parsed.picture))
+    check_writable(Path(parsed.picture))
     result = load_result(parsed.file)
     if parsed.kind == "throughput":
         count = None if parsed.count is None else parse_count(parsed.count)
@@ -211,5 +223,8 @@ def plot(parsed: argparse.Namespace) -> int:
         figure = plots.draw_ratio(result, parsed.over, parsed.under)
     else:
         figure = plots.draw_fastest(result)
-    figure.savefig(parsed.picture, dpi=110)
+    try:
+        figure.savefig(parsed.picture, dpi=110)
+    except OSError as error:
+        raise BadArgumentError(f"{parsed.picture} cannot be written: {error.strerror}") from None
     return 0

@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from numba_swap.dispatch.schema import name_of, one_line, read_json
 from numba_swap.dispatch.settings import Mode
+from numba_swap.errors import BadArgumentError
+from numba_swap.tools.checks import check_writable
+from numba_swap.tools.streams import run_command
 
+_MOST_BYTES = 64 << 20
 _STYLES: dict[str, dict[str, Any]] = {
     "auto": {"color": "black", "linewidth": 3.5, "alpha": 0.25},
     "kernel": {"color": "#1b6ca8", "marker": "o"},
@@ -76,9 +81,27 @@ def draw_speed(result: dict[str, Any]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw one result into one picture."""
-    source, target = arguments if arguments is not None else sys.argv[1:]
-    draw_speed(json.loads(Path(source).read_text())).savefig(target, dpi=110)
-    return 0
+    parser = argparse.ArgumentParser(prog="plot", description=__doc__)
+    parser.add_argument("source", type=Path, metavar="RESULT")
+    parser.add_argument("target", type=Path, metavar="PICTURE")
+
+    def draw() -> int:
+        parsed = parser.parse_args(arguments)
+        check_writable(parsed.target)
+        try:
+            result = read_json(parsed.source, _MOST_BYTES)
+        except ValueError as error:
+            raise BadArgumentError(f"{name_of(parsed.source)}: {one_line(error)}") from None
+        try:
+            figure = draw_speed(result)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise BadArgumentError(
+                f"{name_of(parsed.source)} is no result of a speed suite: {one_line(repr(error))}"
+            ) from None
+        figure.savefig(parsed.target, dpi=110)
+        return 0
+
+    return run_command("plot", draw)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from numba_swap.dispatch.settings import check_positive
 from numba_swap.tools.bench.gpu import open_gpu
 from numba_swap.tools.bench.machine import describe_machine
 from numba_swap.tools.bench.speed.exchange import measure_duplex, measure_exchange
@@ -27,6 +28,8 @@ from numba_swap.tools.bench.speed.throughput import (
     measure_numba_loop,
     measure_throughput,
 )
+from numba_swap.tools.checks import check_writable
+from numba_swap.tools.streams import run_command
 
 # A new section is a function and a line here.
 SECTIONS: dict[str, Callable[[SpeedRun], None]] = {
@@ -62,12 +65,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ----------
     arguments : sequence of str, optional
         Instead of those of the process.
+
+    Returns
+    -------
+    int
+        The exit status; where output cannot be written, that of `run_command`.
     """
+    return run_command("speed_targets", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="speed_targets", description=__doc__)
     parser.add_argument("--json", type=Path, help="write all raw values there")
     parser.add_argument("--repeats", type=int, default=15, help="of each throughput (default: 15)")
-    parser.add_argument("--only", nargs="+", help="sections, throughput or latency for example")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections, all by default")
     parsed = parser.parse_args(arguments)
+    check_positive(parsed.repeats, "--repeats")
+    if parsed.json:
+        check_writable(parsed.json)
     with open_gpu(None) as gpu:
         run = SpeedRun(gpu, parsed.repeats, lambda line: print(line, flush=True))
         measure_sections(run, parsed.only)

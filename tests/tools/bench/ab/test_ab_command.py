@@ -159,6 +159,17 @@ def test_an_error_midway_keeps_what_there_is(tmp_path, capsys, monkeypatch):
         (["run", "loop", "--direction", "up"], "'up' is none of h2d, d2h, d2d"),
         (["run", "loop", "--sample-ms", "nan"], "a time limit is not positive"),
         (["run", "loop", "--json", "no/such/x.json"], "there is no such folder"),
+        (["run", "loop", "--json", "/"], "/ cannot be written: Is a directory"),
+        (["run", "--grid", "tiny", "--json", "/"], "/ cannot be written: Is a directory"),
+        (["run", "loop", "--block", "1024GiB"], "h2d, 1024 x 1024 GiB, pinned would take some"),
+        (["run", "loop", "--span", "1024GiB"], "of host memory, and there are"),
+        (["run", "loop", "--count", "9" * 18], "of host memory, and there are"),
+        (["run", "loop", "--count", "9" * 19], "is no positive number below 10**18"),
+        (["run", "loop", "--count", "9" * 5000], "is no positive number below 10**18"),
+        (["run", "loop", "--block", "9" * 5000], "is no size"),
+        (["run", "loop", "--rounds", "9" * 12], "rounds=999999999999 is more than 1000000"),
+        (["run", "loop", "--seed", "9" * 20], "seed=99999999999999999999 is more than"),
+        (["run", "loop", "--sample-ms", "1e308", "--rounds", "5"], "rounds=5 is too few"),
         (["run", "loop", "--grid", "tiny"], "--grid has its own arms"),
         (["run", "--grid", "tiny", "--count", "7"], "--grid has its own count"),
         (["run", "--grid", "huge"], "'huge' is no grid"),
@@ -169,6 +180,7 @@ def test_an_error_midway_keeps_what_there_is(tmp_path, capsys, monkeypatch):
         (["compare", "none.json", "none.json"], "none.json"),
         (["plot", "none.json", "x.png"], "none.json"),
         (["plot", "none.json", "no/such/x.png"], "there is no such folder"),
+        (["plot", "none.json", "/"], "/ cannot be written: Is a directory"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_measured(arguments, message, capsys, monkeypatch):
@@ -178,12 +190,61 @@ def test_bad_input_is_one_line_before_anything_is_measured(arguments, message, c
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 0\n9999999999 1\n", "of host memory, and there are"),
+        ("0 0\n1 99999999999999\n", "of host memory, and there are"),
+        ("0 0\n1 999999999999999999\n", "mine.txt: 999999999999999999 is no block"),
+        ("0 0\n1 99999999999999999999\n", "mine.txt: a number is too large"),
+        ("0 0\n1 -1\n", "mine.txt: -1 is no block"),
+        ("[" * 100_000, "mine.txt: invalid literal"),
+    ],
+)
+def test_huge_blocks_of_a_mapping_are_refused(tmp_path, capsys, monkeypatch, text, message):
+    monkeypatch.setattr(Sampler, "take", lambda self: pytest.fail("measured"))
+    (tmp_path / "mine.txt").write_text(text)
+    line = fail(["run", "loop", *QUICK, "--mapping", str(tmp_path / "mine.txt")], capsys)
+    assert message in line
+    assert len(line) < 700
+
+
+def test_a_result_that_cannot_be_written_is_shown_all_the_same(tmp_path, capsys, monkeypatch):
+    """A disk may have become full."""
+    monkeypatch.setattr(verbs, "check_writable", lambda path: None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["ab", "run", "loop", *QUICK, "--json", str(tmp_path)])
+    output = capsys.readouterr()
+    assert "20 rounds" in output.out
+    assert output.err.endswith(f"error: {tmp_path.name} cannot be written: Is a directory\n")
+
+
+def test_an_unknown_commit_is_told_in_words(write, capsys, monkeypatch):
+    """As it is of a package that was installed from a wheel."""
+    for commit, words in (
+        (None, ", of an unknown commit, 2026-01-02"),
+        ("release candidate 7", ", release candidate 7, 2026-01-02"),
+        ("0123456789abcdef" * 4, ", 0123456789ab, 2026-01-02"),
+        ("line\n\ud800", r", line\n\ud800, 2026-01-02"),
+    ):
+        result = make_result([cell()], machine={**MACHINE, "commit": commit})
+        result.machine["uncommitted_changes"] = None
+        assert main(["ab", "show", write(result)]) == 0
+        assert words in capsys.readouterr().out
+
+
 def test_help_says_what_the_exit_status_means(capsys):
     for arguments in (["ab", "--help"], ["ab", "run", "--help"], ["ab", "compare", "-h"]):
         with pytest.raises(SystemExit, match="0"):
             main(arguments)
         text = capsys.readouterr().out
-        for status in ("  0    done", "  1    --fail-on-slower", "  2    error", "  130  Ctrl-C"):
+        for status in (
+            "  0    done",
+            "  1    --fail-on-slower",
+            "  2    error",
+            "  130  Ctrl-C",
+            "  141  ",
+        ):
             assert status in text
 
 

@@ -1,6 +1,7 @@
 """Result files: round trips, and what is said of broken ones."""
 
 import json
+import os
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from made_results import make_cell, make_result
 
 from numba_swap.tools.bench.ab.results.results import load_result, select_cells, write_result
 from numba_swap.tools.bench.ab.results.schema import SCHEMA_NAME
+from numba_swap.tools.bench.ab.show.tables import format_result
 from numba_swap.tools.bench.ab.spec.cases import Case
 from numba_swap.tools.bench.ab.spec.errors import ResultFileError
 
@@ -122,6 +124,60 @@ def test_what_is_no_result_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ResultFileError, match=r"x\.json: "):
         load_result(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "message"),
+    [
+        ("cells.0.arms.0.completion_ns.0", "[" * 5000, "nested more than 32 deep"),
+        ("cells.0.arms.0.completion_ns.0", "1e999", "completion_ns[0]: inf is no positive"),
+        ("cells.0.arms.0.completion_ns.0", "7" * 31, "a number has more than 30 digits"),
+        ("cells.0.arms.0.completion_ns.0", "7" * 10_000, "a number has more than 30 digits"),
+        ("cells.0.arms.0.completion_ns.0", "true", "completion_ns[0]: True is no positive"),
+        ("method.seed", "false", "method.seed: False is no integer from 0 up"),
+        ("schema", json.dumps("x" * 10_000), "schema: 'xxx"),
+        ("machine.date", json.dumps({"a\n": 1}), "machine.date: is no text"),
+        ("clocks.0", json.dumps({"a\n\x1b": 1}), "clocks[0].a\\n\\x1b: is not known"),
+    ],
+)
+def test_hostile_values_are_named_in_one_line(path, place, text, message):
+    value = json.loads(path.read_text())
+    replace(value, place, "here")
+    path.write_text(json.dumps(value).replace('"here"', text))
+    with pytest.raises(ResultFileError) as caught:
+        load_result(path)
+    assert str(caught.value).startswith("result.json: ")
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    """More of the kind stand in dispatch/test_schema.py: they are read by one function."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(ResultFileError, match=f"^{name}: it is no file"):
+            load_result(tmp_path / name)
+    with pytest.raises(ResultFileError, match=f"^{tmp_path.name}: Is a directory"):
+        load_result(tmp_path)
+    (tmp_path / "large").write_bytes(b"")
+    os.truncate(tmp_path / "large", 1 << 40)
+    with pytest.raises(ResultFileError, match="it is larger than 64 MiB"):
+        load_result(tmp_path / "large")
+
+
+def test_the_longest_numbers_can_be_judged(path):
+    text = path.read_text()
+    value = json.loads(text)
+    replace(value, "cells.0.arms.0.completion_ns", [10**29] * 48)
+    path.write_text(json.dumps(value))
+    assert "GB/s" in format_result(load_result(path))
+
+
+def test_what_cannot_be_written_is_told(result, tmp_path):
+    with pytest.raises(ResultFileError, match=f"^{tmp_path.name} cannot be written: Is a dir"):
+        write_result(result, tmp_path)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -34,6 +34,7 @@ from numba_swap.tools.bench.timing import take_in_turn
 
 TOGETHER_NS = 5_000_000
 _MOST_RUNS = 200
+_MOST_ROUNDS = 1_000_000
 _SINGLE_RUNS = 3
 _WINDOW = 3
 _MOST_WARM_UPS = 24
@@ -66,6 +67,8 @@ class Method:
             raise BadArgumentError(
                 f"rounds={self.rounds} is too few: an interval needs at least {LEAST_ROUNDS}"
             )
+        if self.rounds > _MOST_ROUNDS:
+            raise BadArgumentError(f"rounds={self.rounds} is more than {_MOST_ROUNDS}")
         if self.seed < 0:
             raise BadArgumentError(f"seed={self.seed} is negative")
         if self.sample_ns < 1 or self.most_arm_ns < 1:

@@ -8,9 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from numba_swap.dispatch.schema import name_of, one_line, read_json
 from numba_swap.tools.bench.ab.results.schema import SCHEMA_NAME, check_file
 from numba_swap.tools.bench.ab.spec.cases import Case
 from numba_swap.tools.bench.ab.spec.errors import ResultFileError
+
+# What is measured in hours: a full grid gives some 1 MiB.
+_MOST_BYTES = 64 << 20
+_MOST_DIGITS = 30
 
 
 @dataclass
@@ -136,9 +141,8 @@ def write_result(result: Result, path: Path) -> None:
     Raises
     ------
     ResultFileError
-        If it does not follow the schema; it is written all the same.
-    OSError
-        If it cannot be written.
+        If it cannot be written; or if it does not follow the schema, when it is written all the
+        same.
     """
     value = {"schema": SCHEMA_NAME, **asdict(result)}
     lines = []
@@ -148,7 +152,10 @@ def write_result(result: Result, path: Path) -> None:
             lines.append(f"{_compact(name)}:[\n{rows}\n]")
         else:
             lines.append(f"{_compact(name)}:{_compact(item)}")
-    path.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+    try:
+        path.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+    except OSError as error:
+        raise ResultFileError(f"{name_of(path.name)} cannot be written: {error.strerror}") from None
     check_file(value)  # afterwards: what took minutes to measure is not thrown away
 
 
@@ -162,14 +169,18 @@ def load_result(path: str | Path) -> Result:
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        value = read_json(path, _MOST_BYTES, _MOST_DIGITS, _refuse)
         check_file(value)
-    except (OSError, ValueError) as error:
-        raise ResultFileError(f"{path.name}: {error}") from None
+    except ValueError as error:
+        raise ResultFileError(f"{name_of(path.name or path)}: {one_line(error)}") from None
     del value["schema"]
     cells = [_cell(cell) for cell in value.pop("cells")]
     skipped = [{**skip, "case": Case(**skip["case"])} for skip in value.pop("skipped")]
     return Result(cells=cells, skipped=skipped, **value)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
 
 
 def _cell(value: dict[str, Any]) -> CellResult:
@@ -200,7 +211,3 @@ def select_cells(cells: Iterable[CellResult], **wanted: Any) -> list[CellResult]
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from numba_swap.dispatch.schema import one_line
 from numba_swap.tools.bench.ab.analysis.effects import TOLERANCE, Effect, Spread, Verdict
 from numba_swap.tools.bench.ab.analysis.report import ArmSummary, CellSummary, control_of, summarise
 from numba_swap.tools.bench.ab.results.results import Result
 from numba_swap.tools.units import format_bytes, format_ns
 
 SIMULATED_NOTE = "simulated: measures nothing about a GPU"
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 # With more cells than this, each is one line.
 MOST_DETAILED_CELLS = 6
 _WIDTH = 400  # tables take what they need, terminals break lines
@@ -66,9 +69,11 @@ def describe_origin(result: Result) -> str:
     names = ", ".join(str(device.get("name")) for device in machine["devices"]) or "no device"
     release = f"{machine['driver_release']} (CUDA {machine['driver_version']})"
     driver = release if machine["driver_release"] else f"CUDA {machine['driver_version']}"
-    commit = (machine["commit"] or "of an unknown commit")[:12]
+    commit = machine["commit"] or "of an unknown commit"
+    if _HASH.fullmatch(commit):
+        commit = commit[:12]
     changed = " with changes" if machine["uncommitted_changes"] else ""
-    return f"{names}, driver {driver}, {commit}{changed}, {machine['date']}"
+    return one_line(f"{names}, driver {driver}, {commit}{changed}, {machine['date']}")
 
 
 def format_effect(effect: Effect) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from numba_swap.copies.copies import Direction
+from numba_swap.dispatch.schema import name_of, one_line, read_file
 from numba_swap.errors import BadArgumentError
 from numba_swap.tools.bench.memory import Mapping, scatter
 from numba_swap.tools.units import MIB, format_bytes
@@ -19,6 +21,9 @@ DIRECTIONS = {"h2d": Direction.H2D, "d2h": Direction.D2H, "d2d": Direction.D2D}
 MEMORY_KINDS = ("pinned", "registered", "pageable", "managed")
 CACHES = ("warm", "cold")
 DEFAULT_SPAN_BYTES = 64 * MIB
+_MOST_MAPPING_BYTES = 256 * MIB
+_MOST_BLOCKS = 1 << 48
+_MOST_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -89,24 +94,28 @@ def read_mapping(path: str | Path) -> Mapping:
     """
     path = Path(path)
     try:
+        content = read_file(path, _MOST_MAPPING_BYTES)
         if path.suffix == ".npy":
-            rows = np.load(path, allow_pickle=False)
+            rows = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         else:
-            text = path.read_text(encoding="utf-8").replace(",", " ")
+            text = content.decode("utf-8-sig").replace(",", " ")
             rows = np.array([line.split() for line in text.splitlines() if line.strip()], object)
             rows = rows.astype(np.int64)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise BadArgumentError(f"mapping {path}: {error}") from None
+    except OverflowError:
+        raise BadArgumentError(f"mapping {name_of(path)}: a number is too large") from None
+    except Exception as error:  # NumPy has many for what is no such file
+        raise BadArgumentError(f"mapping {name_of(path)}: {one_line(error)}") from None
     if rows.ndim != 2 or rows.shape[1] != 2 or not rows.size or rows.dtype.kind not in "iu":
         raise BadArgumentError(
-            f"mapping {path}: shape {rows.shape} of {rows.dtype} is not that of rows "
+            f"mapping {name_of(path)}: shape {rows.shape} of {rows.dtype} is not that of rows "
             "[source block, destination block]"
         )
+    for block in (rows.min(), rows.max()):
+        if not 0 <= block < _MOST_BLOCKS:
+            raise BadArgumentError(f"mapping {name_of(path)}: {block} is no block")
     mapping: Mapping = np.ascontiguousarray(rows, dtype=np.int64)
-    if mapping.min() < 0:
-        raise BadArgumentError(f"mapping {path}: {mapping.min()} is no block")
     if len(np.unique(mapping[:, 1])) < len(mapping):
-        raise BadArgumentError(f"mapping {path}: a destination block is written twice")
+        raise BadArgumentError(f"mapping {name_of(path)}: a destination block is written twice")
     return mapping
 
 
@@ -148,6 +157,8 @@ def make_cases(
             raise BadArgumentError(f"{number} is no positive number")
     if seed < 0:
         raise BadArgumentError(f"seed={seed} is negative")
+    if seed > _MOST_SEED:
+        raise BadArgumentError(f"seed={seed} is more than {_MOST_SEED}")
     cases = [
         Case(
             direction,

@@ -14,7 +14,7 @@ class WrongBytesError(NumbaSwapError):
 
 
 class ResultFileError(NumbaSwapError, ValueError):
-    """A result file does not follow the schema; the message names the field."""
+    """A result file cannot be read or written, or does not follow the schema; it says where."""
 
 
 class DifferentMachinesError(NumbaSwapError):
