@@ -179,9 +179,11 @@ class UnsupportedArrayError(NumbaSwapError, TypeError):
 
 
 class CapturedTransferError(NumbaSwapError):
-    """A transfer that was captured into a CUDA graph was waited for.
+    """A capture into a CUDA graph is in the way.
 
-    It runs when the graph is launched, as often as it is launched: wait for the launch.
+    A transfer that was captured was waited for: it runs when the graph is launched, as often as it
+    is launched, so wait for the launch. Or a swap needs a stream that cannot be used while another
+    is being captured; nothing was copied, and the capture goes on.
     """
 
 

@@ -252,7 +252,8 @@ class Copies:
             return self
         sides = (self.ends.sources, self.ends.destinations)
         # Of several layers, the first allocation need not be the lowest.
-        inner = [a.start for side in sides if len(side) > 1 for a in side]
+        several = [a for side in sides if len(side) > 1 for a in side]
+        inner = [bound for a in several for bound in (a.start, a.stop)]
         columns, first = merge(self.dst, self.src, self.size, np.array(inner, dtype=np.uint64))
         if first is None:
             return self

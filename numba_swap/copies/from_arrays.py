@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_swap import native
-from numba_swap.copies.copies import Copies, PinnedTable, concatenate, merge, no_copies
+from numba_swap.copies.block_array import BlockArray
+from numba_swap.copies.copies import Copies, Ends, PinnedTable, concatenate, merge, no_copies
 from numba_swap.copies.hazards import check_hazards
 from numba_swap.copies.inputs.mapping import Integers, read_integers
 from numba_swap.copies.layers import NAMES, ArgumentNames, LayerPair, device_of, read_arrays
 from numba_swap.copies.provenance import Merged, Provenance
+from numba_swap.device.addresses import allocations_of_runs
 from numba_swap.device.devices import Devices, devices_of
-from numba_swap.device.memory import Addresses, Allocation, MemoryKind
+from numba_swap.device.memory import Addresses, Allocation, MemoryKind, known_as_a_whole
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
 from numba_swap.driver.calls import Driver
 from numba_swap.errors import BadPlanError
@@ -83,7 +85,8 @@ def plan_layers(
         Keep the order of the rows, within each layer, and every run of every block a copy of its
         own: neighbours are not merged, rows not grouped, and blocks onto themselves not left out.
     table : PinnedTable, optional
-        Where the addresses of one layer are to stand; otherwise memory is taken.
+        Where the addresses of one layer are to stand; otherwise memory is taken, pinned if there
+        is any left.
 
     Raises
     ------
@@ -130,10 +133,13 @@ class _Rows(NamedTuple):
         sources, destinations = src.allocations, dst.allocations
         rows, contiguous = len(self.mapping), len(layout.src_offsets) == 1
         if table is None:
-            buffer = self.devices.host_buffers.take(16 * rows, device_of([pair]))
-            table = PinnedTable(buffer, buffer.address)
-        begin = (table.address - table.buffer.address) // 8
-        words = table.buffer.words[begin : begin + 2 * rows]
+            buffer = self.devices.host_buffers.find(16 * rows, device_of([pair]))
+            table = None if buffer is None else PinnedTable(buffer, buffer.address)
+        if table is None:  # only the kernel needs more than this
+            words = np.empty(2 * rows, dtype=np.uint64)
+        else:
+            begin = (table.address - table.buffer.address) // 8
+            words = table.buffer.words[begin : begin + 2 * rows]
         dst_column, src_column = words[:rows], words[rows:]
         grouped_by = self._column_to_group() if contiguous else -1
         found = native.rows.place_rows(
@@ -153,7 +159,7 @@ class _Rows(NamedTuple):
             raise self._bad_row()
         if layout.run_bytes == 0:
             return no_copies()
-        kept: PinnedTable | None = table
+        kept = table
         if not contiguous or (found and not self.in_order):
             dst_column = _expand(dst_column, layout.dst_offsets)
             src_column = _expand(src_column, layout.src_offsets)
@@ -162,6 +168,11 @@ class _Rows(NamedTuple):
         grouped = grouped_by >= 0 and not found
         origin: Provenance = pair.rows(columns, self.name, kept, self.mapping, reordered=grouped)
         size: Addresses | int = layout.run_bytes
+        ends = pair.ends
+        if not (known_as_a_whole(sources) and known_as_a_whole(destinations)):
+            sources = self._ask(src, src_column, origin)
+            destinations = self._ask(dst, dst_column, origin)
+            ends = Ends.of(sources, destinations, ends.owners, ends.producer_streams)
         bounds = _inner_bounds(sources, destinations)
         if kept is None and not self.in_order:
             count = len(dst_column)
@@ -174,12 +185,26 @@ class _Rows(NamedTuple):
             dst_column,
             src_column,
             size,
-            pair.ends,
+            ends,
             origin,
             table=kept,
             alignment_bits=pair.alignment_bits,
             mergeable=self.in_order and (bool(found) or not contiguous),
         )
+
+    def _ask(
+        self, array: BlockArray, column: Addresses, origin: Provenance
+    ) -> tuple[Allocation, ...]:
+        """Return what the copies lie in at one side, asking about them if need be."""
+        known = array.allocations
+        if known_as_a_whole(known):
+            return known
+
+        def describe(index: int) -> tuple[str, int | None]:
+            return f"{origin.describe(index)}, {array.name}", origin.row(index)
+
+        nbytes = self.pair.layout.run_bytes
+        return allocations_of_runs(self.devices.driver, column, nbytes, known, describe)
 
     def _column_to_group(self) -> int:
         """Return which column, if any, lies in so much host memory that its order matters."""
@@ -248,17 +273,22 @@ def _refuse_read_and_written(mapping: Integers, name: str) -> None:
 def _check_within(
     dst: Addresses, src: Addresses, size: Addresses | int, bounds: Addresses, name: str
 ) -> None:
-    """Refuse copies over the end of one allocation into the next, as the driver would."""
+    """Refuse copies over the end of one allocation into the next, as the driver would.
+
+    `bounds` are sorted.
+    """
     length = np.asarray(size, dtype=np.uint64)
     for column in (dst, src):
-        for bound in bounds:
-            over = (column < bound) & (column + length > bound)
-            if over.any():
-                raise BadPlanError(
-                    f"{name}: a copy at {int(column[np.argmax(over)]):#x} runs over {int(bound):#x}, "  # noqa: E501
-                    "where one registration (pinning) of host memory ends and another begins: "
-                    "register the blocks whole"
-                )
+        after = np.searchsorted(bounds, column, side="right")
+        following = bounds[np.minimum(after, len(bounds) - 1)]
+        over = (after < len(bounds)) & (column + length > following)
+        if over.any():
+            where = np.argmax(over)
+            raise BadPlanError(
+                f"{name}: a copy at {int(column[where]):#x} runs over {int(following[where]):#x}, "
+                "where one registration (pinning) of host memory ends and another begins: "
+                "register the blocks whole"
+            )
 
 
 def _expand(begins: Addresses, offsets: npt.NDArray[np.int64]) -> Addresses:
@@ -267,8 +297,13 @@ def _expand(begins: Addresses, offsets: npt.NDArray[np.int64]) -> Addresses:
 
 
 def _inner_bounds(*sides: tuple[Allocation, ...]) -> Addresses:
-    """Return where an array passes from one allocation into the next: no copy may span that."""
-    return np.array([a.start for side in sides for a in side[1:]], dtype=np.uint64)
+    """Return where an array passes from one allocation into the next: no copy may span that.
+
+    Chunks of device memory are none.
+    """
+    hosts = [side for side in sides if len(side) > 1 and side[0].kind is not MemoryKind.DEVICE]
+    bounds = {bound for side in hosts for a in side for bound in (a.start, a.stop)}
+    return np.array(sorted(bounds), dtype=np.uint64)
 
 
 def _lies_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,8 @@ def allocations_of_addresses(
     """Find every allocation that raw addresses lie in, and check that each copy is inside one.
 
     The driver is asked once an allocation, not once an address. An address that CUDA does not
-    know must be mapped memory of this process.
+    know must be mapped memory of this process; of that, parts may be registered, so the driver is
+    asked where each copy there begins and ends.
 
     Parameters
     ----------
@@ -67,55 +68,145 @@ def allocations_of_addresses(
     BadPlanError
         If a copy is not wholly inside one allocation; the message names it.
     """
+    try:
+        found = _ask(driver, addresses, sizes, writable=writable)
+    except _Trouble as trouble:
+        row, start = int(rows[trouble.index]), int(addresses[trouble.index])
+        size = int(sizes[trouble.index])
+        raise BadPlanError(_tell(trouble, f"{name}[{row}]", start, size, writable), row) from None
+    starts = found[:, _START].astype(np.uint64)
+    allocations = _one_of_each(found)
+    if 1 < len(allocations) < len(found) <= _MOST_LISTED:
+        allocations = tuple(map(_first_byte, found))
+    return allocations, starts
+
+
+def allocations_of_runs(
+    driver: Driver,
+    addresses: Addresses,
+    nbytes: int,
+    allocations: tuple[Allocation, ...],
+    describe: Callable[[int], tuple[str, int | None]],
+) -> tuple[Allocation, ...]:
+    """Find what the runs of an array lie in whose memory is not known as a whole.
+
+    Parameters
+    ----------
+    driver : Driver
+        Whom to ask.
+    addresses : ndarray of uint64
+        Where each run begins.
+    nbytes : int
+        Bytes of a run, not 0.
+    allocations : tuple of Allocation
+        What is known of the array's memory.
+    describe : callable
+        Says what a run is, and of which row.
+
+    Returns
+    -------
+    tuple of Allocation
+        As given, and the parts of ordinary memory that turned out to be registered.
+
+    Raises
+    ------
+    BadPlanError
+        If a run is not wholly inside one of these, or one row of chunks; the message names it.
+    """
+    ordinary = [(a.start, a.stop) for a in allocations if a.kind is MemoryKind.PAGEABLE]
+    sizes = np.full(len(addresses), nbytes, dtype=np.uint64)
+    try:
+        found = _ask(driver, addresses, sizes, ordinary)
+    except _Trouble as trouble:
+        words, row = describe(trouble.index)
+        start = int(addresses[trouble.index])
+        raise BadPlanError(_tell(trouble, words, start, nbytes), row) from None
+    if not ordinary:
+        return allocations
+    registered = found[found[:, 0] != 0]
+    return (*allocations, *map(_first_byte, registered))
+
+
+class _Trouble(Exception):  # noqa: N818 -- not an error yet: whoever asked puts it into words
+    """A range of addresses that cannot be copied.
+
+    Attributes
+    ----------
+    problem : int
+        As `native.driver_calls.find_allocations` returns it.
+    index : int
+        Which range.
+    found : ndarray of int64
+        The allocations known so far.
+    """
+
+    def __init__(self, problem: int, index: int, found: npt.NDArray[np.int64]) -> None:
+        super().__init__(problem, index)
+        self.problem = problem
+        self.index = index
+        self.found = found
+
+
+def _ask(
+    driver: Driver,
+    addresses: Addresses,
+    sizes: Addresses,
+    ordinary: list[tuple[int, int]] | None = None,
+    *,
+    writable: bool = False,
+) -> npt.NDArray[np.int64]:
+    """Ask the driver what ranges lie in; return the attributes of each allocation.
+
+    Memory that CUDA does not know must lie in one of the `ordinary` ranges, by default those of
+    this process; they are among the allocations then, with memory type 0.
+    """
     calls = native.driver_calls
     order: npt.NDArray[np.intp] | None = None
     table = np.zeros((len(addresses), len(PointerInfo._fields)), dtype=np.int64)  # mostly untouched
-    mapped: list[tuple[int, int]] | None = None
     at = count = 0
     while True:
         problem, at, count = driver.find_allocations(
             addresses, sizes, at, count, table, order is not None
         )
         if problem == 0:
-            break
+            return table[:count]
         if problem == calls.MANY:
             order = np.argsort(addresses, kind="stable")
-            addresses, sizes, rows = addresses[order], sizes[order], rows[order]
+            addresses, sizes = addresses[order], sizes[order]
             at = count = 0
             continue
-        row, start = int(rows[at]), int(addresses[at])
-        if problem == calls.BEYOND:
-            size = int(sizes[at])
-            allocation = next(
-                a for a in map(_first_byte, table[count - 1 :: -1]) if a.start <= start < a.stop
-            )
-            raise BadPlanError(
-                f"{name}[{row}] = {start:#x} with {size} bytes runs past its {allocation.kind} "
-                f"allocation, which ends at {allocation.stop:#x}",
-                row,
-            )
-        if problem == calls.UNCLEAR:
-            raise BadPlanError(
-                f"the driver does not tell which allocation holds {name}[{row}] = {start:#x}", row
-            )
-        if mapped is None:
-            mapped = _mapped_ranges(writable=writable)
-        range_start, range_stop = _range_around(mapped, start)
-        if start >= range_stop:
-            raise BadPlanError(
-                f"{name}[{row}] = {start:#x} is no CUDA memory and no "
-                f"{'writable' if writable else 'readable'} memory of this process",
-                row,
-            )
-        # It stands in the table from now on: memory type 0 is pageable memory.
-        table[count, _START:] = range_start, range_stop - range_start
-        count += 1
-    found = table[:count]
-    starts = found[:, _START].astype(np.uint64)
-    allocations = _one_of_each(found)
-    if 1 < len(allocations) < count <= _MOST_LISTED:
-        allocations = tuple(map(_first_byte, found))
-    return allocations, starts
+        if problem == calls.UNKNOWN:
+            if ordinary is None:
+                ordinary = _mapped_ranges(writable=writable)
+            start, stop = _range_around(ordinary, int(addresses[at]))
+            if start < stop:
+                table[count] = 0
+                table[count, _START:] = start, stop - start
+                count += 1
+                continue
+        raise _Trouble(problem, at if order is None else int(order[at]), table[:count])
+
+
+def _tell(trouble: _Trouble, what: str, start: int, nbytes: int, writable: bool = False) -> str:
+    """Say what is wrong with a range of addresses."""
+    calls, problem = native.driver_calls, trouble.problem
+    if problem == calls.UNCLEAR:
+        return f"the driver does not tell which allocation holds {what} = {start:#x}"
+    if problem == calls.UNKNOWN:
+        rights = "writable" if writable else "readable"
+        return f"{what} = {start:#x} is no CUDA memory and no {rights} memory of this process"
+    if problem == calls.PARTLY:
+        return (
+            f"{what} = {start:#x} with {nbytes} bytes begins in ordinary memory and ends in memory "
+            "that is registered (pinned) with CUDA, and no copy may do both: register all or none"
+        )
+    holding = [a for a in map(_first_byte, trouble.found) if a.start <= start < a.stop]
+    # Of a part that is registered and the ordinary memory around it, the part.
+    allocation = next((a for a in holding if a.kind is not MemoryKind.PAGEABLE), holding[0])
+    return (
+        f"{what} = {start:#x} with {nbytes} bytes runs past its {allocation.kind} allocation, "
+        f"which ends at {allocation.stop:#x}"
+    )
 
 
 # Where sorts are mixed, the directions may run side by side, which needs to know which copy lies

@@ -85,18 +85,23 @@ def allocations_of_range(
 ) -> tuple[Allocation, ...]:
     """Every allocation that an array's range of addresses touches, in order.
 
-    One for almost every array; host memory registered in pieces has several.
+    One for almost every array; host memory registered in pieces has several. Of device memory in
+    chunks, the first and the last stand for all, and of ordinary memory nothing is known but where
+    it begins: see `known_as_a_whole`.
 
     Raises
     ------
     BadPlanError
-        If the array runs past the end of a CUDA allocation into memory that CUDA does not know.
+        If the array runs past the end of a CUDA allocation into memory that CUDA does not know, or
+        into another allocation of device memory.
     """
     first = find_allocation(driver, start)
     if first is None:
         return (Allocation(start, stop, MemoryKind.PAGEABLE, None, None),)
     if stop <= first.stop:
         return (first,)
+    if first.kind is MemoryKind.DEVICE:
+        return first, _last_chunk(driver, first, start, stop, name)
     found = [first]
     while found[-1].stop < stop:
         allocation = find_allocation(driver, found[-1].stop)
@@ -107,3 +112,28 @@ def allocations_of_range(
             )
         found.append(allocation)
     return tuple(found)
+
+
+def _last_chunk(driver: Driver, first: Allocation, start: int, stop: int, name: str) -> Allocation:
+    """Return the chunk in which an array in chunks of device memory ends."""
+    last = find_allocation(driver, stop - 1) if driver.is_chunk(start) else None
+    if last is None or last.device != first.device or not driver.is_chunk(stop - 1):
+        raise BadPlanError(
+            f"{name} spans {start:#x} to {stop:#x}, but the device memory that holds its beginning "
+            f"ends at {first.stop:#x}: it says that it is longer than its memory"
+        )
+    return last
+
+
+def known_as_a_whole(allocations: tuple[Allocation, ...]) -> bool:
+    """Whether the driver has told of all of an array's memory.
+
+    Otherwise it is to be asked about what is copied: parts of ordinary memory may be registered
+    with CUDA, and device memory in chunks may have gaps.
+    """
+    if not allocations:
+        return True
+    kind = allocations[0].kind
+    return kind is not MemoryKind.PAGEABLE and (
+        len(allocations) == 1 or kind is not MemoryKind.DEVICE
+    )

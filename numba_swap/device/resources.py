@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import logging
+import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from numba_swap.driver import abi
+from numba_swap.errors import DriverCallError
+
 _SMALLEST_BUFFER_BYTES = 1 << 12
+# Codes of a driver that finds nothing to pin, or may not: no memory, a limit of the system.
+_NONE_LEFT = (abi.ERROR_OUT_OF_MEMORY, abi.ERROR_OPERATING_SYSTEM)
+# To ask in vain takes a driver 0.2 ms and more (H100, driver 580): not at every swap.
+_ASK_AGAIN_AFTER_S = 1.0
+_log = logging.getLogger("numba_swap")
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 
@@ -105,6 +115,8 @@ class HostBuffers:
     def __init__(self, allocate: Callable[[int, int | None], int]) -> None:
         self._allocate = allocate
         self._lists: dict[int, BufferList] = {}
+        self._shortage: Shortage | None = None
+        self._told = False
 
     def of_size(self, nbytes: int) -> BufferList:
         """Return the buffers of at least `nbytes`, which must not be 0."""
@@ -122,4 +134,51 @@ class HostBuffers:
             The GPU that will use it: its context serves where the calling thread has none.
         """
         buffers = self.of_size(nbytes)
-        return buffers.take_spare() or buffers.take_at(self._allocate(buffers.size, device))
+        try:
+            return buffers.take_spare() or buffers.take_at(self._allocate(buffers.size, device))
+        except DriverCallError as error:
+            larger = self._take_larger(buffers.size) if error.code in _NONE_LEFT else None
+            if larger is None:
+                raise
+            return larger
+
+    def _take_larger(self, size: int) -> PinnedBuffer | None:
+        """Take a spare buffer of this size or more; for when no new ones are to be had."""
+        sizes = sorted(known for known in self._lists if known >= size)
+        return next(filter(None, (self._lists[known].take_spare() for known in sizes)), None)
+
+    def find(self, nbytes: int, device: int | None = None) -> PinnedBuffer | None:
+        """Do what `take` does, or return None if no pinned memory is left.
+
+        A driver that had none is asked again after a while only.
+        """
+        size, shortage = buffer_size(nbytes), self._shortage
+        if shortage is not None and size >= shortage.size:
+            if time.monotonic() < shortage.ask_again_at:
+                return self._take_larger(size)
+            self._shortage = None
+        try:
+            return self.take(nbytes, device)
+        except DriverCallError as error:
+            if error.code not in _NONE_LEFT:
+                raise
+            self._shortage = Shortage(size, time.monotonic() + _ASK_AGAIN_AFTER_S)
+            if not self._told:
+                self._told = True
+                _log.warning("no pinned memory is left for the kernel's tables: %s", error)
+            return None
+
+
+class Shortage(NamedTuple):
+    """That no pinned memory was left.
+
+    Attributes
+    ----------
+    size : int
+        For a buffer of so many bytes.
+    ask_again_at : float
+        When the driver may be asked again, by `time.monotonic`.
+    """
+
+    size: int
+    ask_again_at: float

@@ -23,11 +23,14 @@ ERROR_NOT_INITIALIZED = 3
 ERROR_STUB_LIBRARY = 34
 ERROR_NO_DEVICE = 100
 ERROR_INVALID_CONTEXT = 201
+ERROR_OPERATING_SYSTEM = 304
 ERROR_INVALID_HANDLE = 400
 ERROR_NOT_FOUND = 500
 ERROR_NOT_READY = 600
 ERROR_ILLEGAL_ADDRESS = 700
 ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+ERROR_STREAM_CAPTURE_INVALIDATED = 901
+ERROR_STREAM_CAPTURE_IMPLICIT = 906
 
 # CUdriverProcAddressQueryResult
 SYMBOL_FOUND = 0
@@ -58,6 +61,8 @@ STREAM_LEGACY = 1
 STREAM_PER_THREAD = 2
 STREAM_NON_BLOCKING = 1
 CAPTURE_STATUS_NONE = 0
+CAPTURE_STATUS_ACTIVE = 1
+CAPTURE_STATUS_INVALIDATED = 2
 CAPTURE_MODE_GLOBAL = 0
 CAPTURE_MODE_RELAXED = 2
 
@@ -160,6 +165,10 @@ PROTOTYPES: dict[str, Prototype] = {
         Prototype("cuMemAlloc", 3020, (POINTER(_ADDRESS), c_size_t)),
         Prototype("cuMemHostAlloc", 2020, (POINTER(c_void_p), c_size_t, c_uint)),
         Prototype("cuMemFreeHost", 2000, (c_void_p,)),
+        Prototype(
+            "cuMemRetainAllocationHandle", 11000, (POINTER(c_uint64), c_void_p), essential=False
+        ),
+        Prototype("cuMemRelease", 10020, (c_uint64,), essential=False),
         Prototype("cuMemcpyAsync", 4000, (_ADDRESS, _ADDRESS, c_size_t, _HANDLE)),
         MEMCPY_BATCH_ASYNC,
         Prototype("cuStreamCreate", 2000, (POINTER(_HANDLE), c_uint)),

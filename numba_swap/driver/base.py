@@ -76,6 +76,6 @@ class DriverBase:
             return name.value.decode()
         return f"unknown error {code}"
 
-    def _check(self, code: int, function: str) -> None:
+    def _check(self, code: int, function: str, note: str = "") -> None:
         if code:
-            raise DriverCallError(function, code, self.error_name(code))
+            raise DriverCallError(function, code, self.error_name(code), note=note)

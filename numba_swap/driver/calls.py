@@ -160,6 +160,13 @@ class Driver(WorkCalls):
             The stream's; for a default stream the current one.
         capturing : bool
             Whether the stream is being captured into a graph.
+
+        Raises
+        ------
+        DriverCallError
+            With code 906, for the legacy default stream by its handle 1, while a stream that it
+            waits for is being captured: whatever is done in it then, that graph is lost. To ask
+            does no harm. Handle 0 stands for no stream: nothing is asked about it.
         """
         step, code, current, context, capturing = native.driver_calls.probe(*self._probed, stream)
         if step:
@@ -195,27 +202,50 @@ class Driver(WorkCalls):
     ) -> tuple[int, int, int]:
         """Ask, once an allocation, what ranges lie in; see `driver_calls.find_allocations`."""
         problem, row, count = native.driver_calls.find_allocations(
-            *self.query_functions, starts, sizes, row, count, table, int(in_order)
+            self._asking_functions,
+            starts,
+            sizes,
+            row,
+            count,
+            table,
+            int(in_order),
         )
         if problem > 0:
             self._check(problem, "cuPointerGetAttributes")
         return problem, row, count
 
+    @functools.cached_property
+    def _asking_functions(self) -> tuple[int, int, int, int]:
+        """Addresses that `native.driver_calls.find_allocations` needs."""
+        names = ("cuMemRetainAllocationHandle", "cuMemRelease")
+        if not all(map(self.has, names)):
+            return *self.query_functions, 0, 0
+        return *self.query_functions, self.address(names[0]), self.address(names[1])
+
+    def is_chunk(self, address: int) -> bool:
+        """Whether an address lies in a chunk of device memory, mapped into reserved addresses.
+
+        Chunks lie side by side, and copies may run on from one into the next; of each, the driver
+        may tell as of an allocation.
+        """
+        chunk: bool = native.driver_calls.is_chunk(*self._asking_functions[2:], address)
+        return chunk
+
     def device_alloc(self, nbytes: int) -> int:
         """Allocate memory on the device of the calling thread's context."""
         address = c_uint64()
         with self.relaxed_capture():
-            self._check(self._cuMemAlloc(byref(address), nbytes), "cuMemAlloc")
+            code = self._cuMemAlloc(byref(address), nbytes)
+        self._check(code, "cuMemAlloc", f"{nbytes} bytes of device memory were asked for.")
         return address.value
 
     def host_alloc(self, nbytes: int) -> int:
         """Allocate pinned host memory that every context can use, also during stream capture."""
         address = c_void_p()
         with self.relaxed_capture():
-            self._check(
-                self._cuMemHostAlloc(byref(address), nbytes, abi.MEM_HOST_ALLOC_PORTABLE),
-                "cuMemHostAlloc",
-            )
+            code = self._cuMemHostAlloc(byref(address), nbytes, abi.MEM_HOST_ALLOC_PORTABLE)
+        note = f"{nbytes} bytes of pinned host memory were asked for."
+        self._check(code, "cuMemHostAlloc", note)
         return address.value or 0
 
     def host_free(self, address: int) -> None:

@@ -1,13 +1,16 @@
 """The ways to move the bytes: a module for each `Mode`, of its name, none of which knows another.
 
 A new mode is a module here, a member of `Mode`, and a row of the calibration's grid. It has
-three functions:
+these functions:
 
 ``why_not(ends, conditions)``
     Why the mode cannot run copies between such kinds of memory, or None. Pure.
 ``load(device)``
     Make the mode ready on a GPU; why that cannot be, or None. Asked before the first use, and
     cheap afterwards.
+``room(copies, device)``
+    Why there is no memory for what the mode needs besides the copies, or None. A mode that needs
+    none has no such function.
 ``submit(copies, launch, work)``
     Enqueue copies in the stream of a `LaunchContext`; `work` keeps alive what it is told to.
     The caller marks the end.
@@ -43,8 +46,11 @@ MODES: dict[Mode, ModeModule] = {
 }
 
 
-def why_not_here(mode: Mode, ends: Ends, launch: LaunchContext) -> str | None:
+def why_not_here(mode: Mode, copies: Copies, launch: LaunchContext) -> str | None:
     """Return why a mode cannot run copies on this GPU; None if it can, and is ready to."""
     module: Any = MODES[mode]
-    obstacle: str | None = module.why_not(ends, launch.conditions) or module.load(launch.device)
+    obstacle: str | None = module.why_not(copies.ends, launch.conditions)
+    obstacle = obstacle or module.load(launch.device)
+    if obstacle is None and hasattr(module, "room"):
+        obstacle = module.room(copies, launch.device)
     return obstacle

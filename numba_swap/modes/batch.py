@@ -32,6 +32,13 @@ def why_not(ends: Ends, conditions: Conditions) -> str | None:
     if conditions.capturing:
         # Code 900, and the graph silently gets no node (CUDA 13.0).
         return f"the stream is being captured into a graph, where {_FUNCTION} copies nothing"
+    for allocation in ends.allocations:
+        # It does not translate addresses, as cuMemcpyAsync does: these end in a sticky error.
+        if allocation.device_offset:
+            return (
+                f"{allocation.kind} memory at {allocation.start:#x} has another address on the "
+                f"GPU, which {_FUNCTION} does not look up"
+            )
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import types
 
 from numba_swap.native.ccall import (
@@ -15,6 +16,7 @@ from numba_swap.native.ccall import (
     compiled,
     integer,
     mapping,
+    rows,
 )
 
 
@@ -36,8 +38,8 @@ def pointer_attributes(function, codes, address):  # type: ignore[no-untyped-def
 def probe(get_current, get_stream_context, is_capturing, stream):  # type: ignore[no-untyped-def]
     """Ask for the current context, the stream's, and whether the stream is capturing.
 
-    Default streams (0, 1, 2) belong to the current context, and the legacy ones (0, 1) are never
-    captured.
+    Default streams (1, 2) belong to the current context; of handle 0 nothing more is asked. The
+    legacy one (1) is never captured, but the answer is an error while it must not be used.
 
     Returns
     -------
@@ -53,7 +55,7 @@ def probe(get_current, get_stream_context, is_capturing, stream):  # type: ignor
         if code != 0:
             return 2, code, current, 0, 0
     capturing = 0
-    if stream > 1:
+    if stream > 0:
         code, capturing = call_out(is_capturing, (stream,), 0)
         if code != 0:
             return 3, code, current, context, 0
@@ -77,15 +79,13 @@ _values = types.UniTuple(integer, KERNEL_PARAMETERS)
 
 @compiled(types.boolean(_functions, integer, integer))
 def _is_free(functions, context, stream):  # type: ignore[no-untyped-def]
-    """Whether a stream is of a context, and not being captured."""
+    """Whether a stream is of a context, and no capture forbids work in it."""
     if stream > 2:
         code, current = call_out(functions[2], (stream,), 0)
         if code != 0 or current != context:
             return False
-    if stream > 1:
-        code, capturing = call_out(functions[3], (stream,), 0)
-        return code == 0 and capturing == 0
-    return True
+    code, capturing = call_out(functions[3], (stream,), 0)
+    return code == 0 and capturing == 0
 
 
 @compiled(types.UniTuple(integer, 2)(_functions, *(integer,) * 4, _values, integer))
@@ -152,7 +152,7 @@ def launch_and_record(  # type: ignore[no-untyped-def]
     -------
     step, code : int
         `step` is 0 if all went well; 1 or 2 if the launch or the recording returned `code`; -1 if
-        the context was another or the stream was being captured, and nothing was done.
+        the context was another or a capture forbids work in the stream, and nothing was done.
     """
     if context == 0 or event == 0:
         return _launch_and_record(functions, kernel, blocks, threads, stream, values, event)
@@ -188,25 +188,100 @@ def memcpy_loop(function, dst, src, sizes, uniform, stream):  # type: ignore[no-
     return 0, len(dst)
 
 
-UNKNOWN, BEYOND, UNCLEAR, MANY = -1, -2, -3, -4
-# Up to so many allocations, looking through all of them is faster than sorting the addresses.
-_MOST_SCANNED = 32
+@compiled(types.boolean(integer, integer, integer))
+def is_chunk(retain, release, address):  # type: ignore[no-untyped-def]
+    """Whether an address lies in device memory that was mapped into reserved addresses.
 
-
-@compiled(
-    types.UniTuple(integer, 3)(integer, integer, column, column, integer, integer, mapping, integer)
-)
-def find_allocations(  # type: ignore[no-untyped-def]
-    query, codes, starts, sizes, row, count, table, in_order
-):
-    """Ask the driver, once an allocation, what memory ranges lie in.
+    Only such memory has a handle; it is given back at once.
 
     Parameters
     ----------
-    query, codes : int
-        As for `pointer_attributes`.
+    retain, release : int
+        Addresses of ``cuMemRetainAllocationHandle`` and ``cuMemRelease``, 0 if there are none.
+    address : int
+        The address.
+    """
+    if retain == 0:
+        return False
+    handle = np.zeros(1, dtype=np.int64)
+    if call(retain, (types.int64(handle.ctypes.data), address)) != 0:
+        return False
+    call(release, (handle[0],))
+    return True
+
+
+UNKNOWN, BEYOND, UNCLEAR, MANY, PARTLY = -1, -2, -3, -4, -5
+# Up to so many allocations, looking through all of them is faster than sorting the addresses.
+_MOST_SCANNED = 32
+_DEVICE = 2  # CU_MEMORYTYPE_DEVICE
+
+
+@compiled(integer(mapping, integer, integer, integer))
+def _find_known(table, count, address, known_to_cuda):  # type: ignore[no-untyped-def]
+    """Return which of the last allocations of a table holds an address; -1 if none does."""
+    for row in range(count - 1, max(0, count - _MOST_SCANNED) - 1, -1):
+        begin = table[row, 4]
+        if begin <= address < begin + table[row, 5] and (table[row, 0] != 0) == (
+            known_to_cuda != 0
+        ):
+            return row
+    return -1
+
+
+_asking = types.UniTuple(integer, 4)
+
+
+@compiled(integer(_asking, mapping, integer, integer, types.uint64))
+def _check_ordinary(functions, table, count, start, size):  # type: ignore[no-untyped-def]
+    """Return what is wrong with a range that begins in memory which CUDA does not know."""
+    around = _find_known(table, count, start, 0)
+    if around < 0:
+        return UNKNOWN
+    if size > types.uint64(table[around, 4] + table[around, 5] - start):
+        return BEYOND
+    found = call_attributes(functions[0], functions[1], start + types.int64(size) - 1)
+    if found[0] != 0:
+        return found[0]
+    return 0 if found[1] == 0 else PARTLY
+
+
+@compiled(integer(_asking, rows, integer, types.uint64))
+def _check_end(functions, allocation, start, size):  # type: ignore[no-untyped-def]
+    """Return what is wrong with the end of a range that begins in an allocation.
+
+    Copies may run on into the next chunk of device memory, but into nothing else: neighbouring
+    chunks become one allocation here.
+    """
+    query, codes, retain, release = functions
+    end = allocation[4] + allocation[5]
+    while size > types.uint64(end - start):
+        if allocation[0] != _DEVICE or not is_chunk(retain, release, end - 1):
+            return BEYOND
+        found = call_attributes(query, codes, end)
+        if found[0] != 0:
+            return found[0]
+        if found[1] != _DEVICE or found[3] != allocation[2] or found[5] != end:
+            return BEYOND
+        if not is_chunk(retain, release, end):
+            return BEYOND
+        end += found[6]
+        allocation[5] = end - allocation[4]
+    return 0
+
+
+@compiled(types.UniTuple(integer, 3)(_asking, column, column, integer, integer, mapping, integer))
+def find_allocations(functions, starts, sizes, row, count, table, in_order):  # type: ignore[no-untyped-def]
+    """Ask the driver, once an allocation, what memory ranges lie in.
+
+    Of memory that CUDA does not know, parts may be registered with it: about each range there, the
+    driver is asked where it begins and where it ends.
+
+    Parameters
+    ----------
+    functions : tuple of int
+        `query` and `codes` as for `pointer_attributes`, `retain` and `release` as for `is_chunk`.
     starts, sizes : ndarray of uint64, shape (n,)
-        The ranges.
+        The ranges; none of 0 bytes.
     row : int
         The range to begin with.
     count : int
@@ -219,44 +294,48 @@ def find_allocations(  # type: ignore[no-untyped-def]
     Returns
     -------
     problem : int
-        0 at the end; else a return code of the driver, `UNKNOWN` (no memory that CUDA knows),
-        `BEYOND` (the range ends outside its allocation, the last of the table now), `UNCLEAR`
-        (the driver does not tell which allocation it is) or `MANY` (sort them first).
+        0 at the end; else a return code of the driver, `UNKNOWN` (no memory that CUDA knows, nor
+        any in the table), `BEYOND` (the range ends outside its allocation), `PARTLY` (it begins in
+        memory that CUDA does not know and ends in some that it does), `UNCLEAR` (the driver does
+        not tell which allocation it is) or `MANY` (sort them first).
     row : int
         The range that has the problem.
     count : int
         Allocations known.
     """
-    begin, end = types.uint64(0), types.uint64(0)
+    known = -1  # the allocation that CUDA knows and that was found last, and its addresses
+    begin, end = 0, 0
     while row < len(starts):
-        start = starts[row]
+        start = types.int64(starts[row])
         if start < begin or start >= end:
-            known = count - 1
-            lowest = max(0, count - _MOST_SCANNED)
-            while known >= lowest:
-                begin = types.uint64(table[known, 4])
-                end = begin + types.uint64(table[known, 5])
-                if begin <= start < end:
-                    break
-                known -= 1
-            if known < lowest:
+            known = _find_known(table, count, start, 1)
+            if known < 0:
                 if in_order == 0 and count >= _MOST_SCANNED:
                     return MANY, row, count
-                found = call_attributes(query, codes, types.int64(start))
+                found = call_attributes(functions[0], functions[1], start)
                 if found[0] != 0:
                     return found[0], row, count
                 if found[1] == 0:
-                    return UNKNOWN, row, count
-                begin = types.uint64(found[5])
-                end = begin + types.uint64(found[6])
-                if start < begin or start >= end:
+                    problem = _check_ordinary(functions, table, count, start, sizes[row])
+                    if problem != 0:
+                        return problem, row, count
+                    begin, end = 0, 0
+                    row += 1
+                    continue
+                if start < found[5] or start >= found[5] + found[6]:
                     return UNCLEAR, row, count
                 for i in range(POINTER_ATTRIBUTES):
                     table[count, i] = found[1 + i]
                 if found[4] != 0:  # the address for kernels, of what was asked about
-                    table[count, 3] = found[4] - types.int64(start - begin)
+                    table[count, 3] = found[4] - (start - found[5])
+                known = count
                 count += 1
-        if sizes[row] > end - start:
-            return BEYOND, row, count
+            begin = table[known, 4]
+            end = begin + table[known, 5]
+        if sizes[row] > types.uint64(end - start):
+            problem = _check_end(functions, table[known], start, sizes[row])
+            if problem != 0:
+                return problem, row, count
+            end = begin + table[known, 5]
         row += 1
     return 0, row, count

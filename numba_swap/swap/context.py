@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from numba_swap.copies.copies import Direction, Ends
 from numba_swap.device.devices import Devices
-from numba_swap.device.streams import same_stream, stream_handle
+from numba_swap.device.streams import is_legacy, same_stream, stream_handle
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.conditions import Conditions, LaunchContext, capabilities_of
 from numba_swap.dispatch.ranking import block_limit
@@ -19,7 +19,9 @@ from numba_swap.dispatch.settings import (
     parse_mode,
     parse_policy,
 )
-from numba_swap.errors import CapturedTransferError
+from numba_swap.driver import abi
+from numba_swap.driver.calls import Driver
+from numba_swap.errors import CapturedTransferError, DriverCallError
 
 
 class RunOptions(NamedTuple):
@@ -86,7 +88,7 @@ class launching:  # noqa: N801 -- it is used as a function
             self._switched.__enter__()
         try:
             if default:
-                capturing = driver.probe(stream)[2]
+                capturing = _probe(driver, stream, "the copy's stream")[2]
             context = devices.context(handle)
             tuning = find_costs(context.device).tuning
             limit = block_limit(tuning, policy, self._direction, options.max_blocks)
@@ -106,6 +108,28 @@ class launching:  # noqa: N801 -- it is used as a function
             self._switched.__exit__(kind, error, traceback)
 
 
+def _probe(driver: Driver, stream: int, name: str) -> tuple[int, int, bool]:
+    """Do what `Driver.probe` does, for a stream in which something is to be enqueued.
+
+    Raises
+    ------
+    CapturedTransferError
+        If it is the legacy default stream, and a stream is being captured that this one waits for.
+        Work in it would be refused, and that graph be lost; to ask does no harm.
+    """
+    try:
+        return driver.probe(abi.STREAM_LEGACY if is_legacy(stream) else stream)
+    except DriverCallError as error:
+        if error.code != abi.ERROR_STREAM_CAPTURE_IMPLICIT:
+            raise
+        raise CapturedTransferError(
+            f"{name} is the legacy default stream, and another stream of this context is being "
+            "captured into a CUDA graph, which any work in the legacy one would end: give a "
+            "stream of your own (stream=numba.cuda.stream()), capture in a non-blocking stream, "
+            "or wait for the end of the capture"
+        ) from None
+
+
 def wait_for_producers(ends: Ends, launch: LaunchContext) -> None:
     """Let the stream wait for what is pending on the arrays, in the streams that they name.
 
@@ -113,13 +137,15 @@ def wait_for_producers(ends: Ends, launch: LaunchContext) -> None:
     ------
     CapturedTransferError
         If such a stream is being captured, and the copy's is not: waiting would draw the copy
-        into the graph.
+        into the graph. Or if it is the legacy default stream, while another is being captured.
     """
     driver, devices = launch.driver, launch.devices
     for producer in ends.producer_streams:
         if same_stream(producer, launch.stream):
             continue
-        _, handle, capturing = driver.probe(producer)
+        if launch.conditions.capturing and is_legacy(producer):  # which is never captured
+            continue
+        _, handle, capturing = _probe(driver, producer, "an array's own stream")
         if capturing and not launch.conditions.capturing:
             raise CapturedTransferError(
                 f"an array's own stream {producer:#x} is being captured into a CUDA graph: swap in "

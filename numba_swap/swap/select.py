@@ -77,7 +77,7 @@ def estimate_modes(copies: Copies, launch: LaunchContext) -> tuple[Estimate, ...
         workload_of(copies),
         find_costs(launch.device),
         launch.conditions,
-        lambda mode: why_not_here(mode, copies.ends, launch),
+        lambda mode: why_not_here(mode, copies, launch),
     )
 
 
@@ -94,7 +94,7 @@ def choose(
         costs,
         conditions,
         mode,
-        lambda candidate: why_not_here(candidate, copies.ends, launch),
+        lambda candidate: why_not_here(candidate, copies, launch),
     )
     if edge is not None:
         parts = zip(by_size(copies, edge), decision.parts, strict=True)

@@ -165,6 +165,7 @@ def _prepare_rows(known: ArrayPair, run: PreparedRun, copies: Copies) -> None:
         or copies.direction not in (Direction.H2D, Direction.D2H)
         or copies.table is None
         or pair.layout.may_alias
+        or any(len(array.allocations) > 1 for array in (pair.src, pair.dst))
         or tuning.may_be_grouped(len(copies), copies.uniform)
     ):
         return

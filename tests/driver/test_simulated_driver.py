@@ -505,6 +505,121 @@ def test_batch_across_two_registrations_is_refused(gpu):
     assert batch(gpu, [(address(target), address(host), 64)], stream) == (1, 0)
 
 
+@pytest.mark.parametrize("mode", ["copy", "batch"])
+@pytest.mark.parametrize(
+    ("begin", "end", "code"),
+    [(0, 32, 0), (16, 48, 0), (16, 96, 0), (32, 64, 0), (48, 80, 1)],
+)
+def test_where_a_range_begins_decides_whether_it_is_registered(gpu, mode, begin, end, code):
+    """As driver 580 takes it: only what begins in a registered part must end there."""
+    memory, stream = np.arange(96, dtype=np.uint8), gpu.stream()
+    gpu.library.register_host(memory[32:64])
+    target, source = zeros(gpu, 96), memory[begin:end]
+    if mode == "copy":
+        assert copy(gpu, target, source, stream, end - begin) == code
+    else:
+        assert batch(gpu, [(address(target), address(source), end - begin)], stream)[0] == code
+    stream.synchronize()
+    expected = np.zeros(end - begin) if code else source
+    assert peek(target)[: end - begin].tolist() == expected.tolist()
+
+
+def test_a_batch_does_not_look_up_another_address_on_the_gpu():
+    with simulate() as gpu:
+        gpu.driver.current_context()
+        memory, target, stream = np.full(64, 7, np.uint8), zeros(gpu), gpu.stream()
+        gpu.library.register_host(memory, device_offset=1 << 30)
+        assert copy(gpu, target, memory, stream) == 0
+        stream.synchronize()
+        assert (peek(target) == 7).all()
+        assert batch(gpu, [(address(target), address(memory), 64)], stream)[0] == 0
+        with pytest.raises(DriverCallError, match="ILLEGAL_ADDRESS"):
+            stream.synchronize()
+        assert copy(gpu, target, memory, stream) == 700  # for good
+
+
+def test_pinned_memory_may_be_used_up():
+    with simulate(pinned_limit=1 << 16) as gpu:
+        gpu.driver.current_context()
+        half, other = gpu.pinned_array(1 << 15, np.uint8), np.zeros(1 << 15, np.uint8)
+        gpu.library.register_host(other)
+        with pytest.raises(DriverCallError, match=r"OUT_OF_MEMORY. 8 bytes of pinned host memory"):
+            gpu.driver.host_alloc(8)
+        with pytest.raises(DriverCallError, match=r"cuMemHostRegister.*OUT_OF_MEMORY"):
+            gpu.library.register_host(np.zeros(8))
+        gpu.library.unregister_host(other)
+        assert gpu.driver.host_alloc(1 << 15)
+        with pytest.raises(DriverCallError, match="OUT_OF_MEMORY"):
+            gpu.pinned_array(8)
+        assert gpu.device_array(1 << 16)
+        del half
+        assert gpu.driver.host_alloc(1 << 15)
+        gpu.library.memory.pinned_limit = None
+        assert len(gpu.pinned_array(1 << 20)) == 1 << 20
+
+
+# -- device memory in chunks --------------------------------------------------------------------
+
+
+def test_chunks_are_told_of_one_by_one(gpu):
+    array = gpu.device_array(100, np.uint8, chunk_bytes=48)
+    at = address(array)
+    for begin, end in ((0, 48), (48, 96), (96, 100)):
+        for where in (begin, end - 1):
+            info = gpu.driver.pointer_info(at + where)
+            assert (info.memory_type, info.start, info.nbytes) == (2, at + begin, end - begin)
+            assert gpu.driver.is_chunk(at + where)
+    assert not gpu.driver.is_chunk(at + 100)
+    assert gpu.library._functions.retained == set()
+
+
+def test_only_chunks_have_a_handle(gpu):
+    handle = c_uint64(POISON)
+    arrays = [gpu.device_array(8), gpu.pinned_array(8), gpu.managed_array(8), np.zeros(8)]
+    for array in arrays:
+        code = gpu.driver._cuMemRetainAllocationHandle(byref(handle), address(array))
+        assert (code, handle.value) == (1, POISON)
+        assert not gpu.driver.is_chunk(address(array))
+    chunk = gpu.device_array(8, chunk_bytes=32)
+    assert gpu.driver._cuMemRetainAllocationHandle(byref(handle), address(chunk)) == 0
+    assert gpu.driver._cuMemRelease(handle.value) == 0
+    assert gpu.driver._cuMemRelease(handle.value) == 1
+
+
+@pytest.mark.parametrize("mode", ["copy", "batch"])
+def test_copies_run_on_from_chunk_to_chunk(gpu, mode):
+    stream, source = gpu.stream(), gpu.pinned_array(200, np.uint8)
+    source[:] = np.arange(200)
+    array = gpu.device_array(100, np.uint8, chunk_bytes=16)
+
+    def run(begin, nbytes):
+        if mode == "copy":
+            at = address(array) + begin
+            return gpu.driver._cuMemcpyAsync(at, address(source), nbytes, stream.handle)
+        return batch(gpu, [(address(array) + begin, address(source), nbytes)], stream)[0]
+
+    assert run(0, 100) == 0
+    stream.synchronize()
+    assert array.copy_to_host().tolist() == list(range(100))
+    assert run(95, 6) == 1  # beyond the last
+    gpu.library.free(address(array) + 16)
+    assert run(0, 16) == run(32, 68) == 0
+    assert run(0, 48) == run(16, 4) == 1  # a gap
+    stream.synchronize()
+
+
+def test_chunks_go_with_their_array(gpu):
+    def known():
+        gpu.driver.pointer_info(1)  # what is dead is freed by the next call
+        return sum(a.alive for a in gpu.library.memory._allocations)
+
+    before = known()
+    array = gpu.device_array(100, np.uint8, chunk_bytes=16)
+    assert known() == before + 7
+    del array
+    assert known() == before
+
+
 @pytest.mark.parametrize(("order", "expected"), [(1, 7), (2, 0), (3, 0)])
 def test_source_access_order(gpu, order, expected):
     stream, middle, target = gpu.stream(), zeros(gpu), zeros(gpu)
@@ -702,19 +817,11 @@ def test_capture_refusals(gpu):
     library, driver = gpu.library, gpu.driver
     stream, other, event = gpu.stream(), gpu.stream(), driver.create_event()
     source, target = filled(gpu, 7), zeros(gpu)
-    outside = driver.create_event()
-    driver.record_event(outside, other.handle)
     with pytest.raises(DriverCallError, match="900"):
         library.begin_capture(0)
     library.begin_capture(stream.handle)
-    address_ = c_void_p()
-    assert driver._cuMemHostAlloc(byref(address_), 8, 0) == 900
     assert driver.host_alloc(8)  # in relaxed mode
-    assert copy(gpu, target, source, 0) == 906
-    assert driver._cuStreamWaitEvent(stream.handle, outside, 0) == 905
     driver.record_event(event, stream.handle)
-    with pytest.raises(DriverCallError, match="CAPTURED_EVENT"):
-        driver.event_done(event)
     driver.wait_event(other.handle, event)
     copy(gpu, target, source, other)
     with pytest.raises(DriverCallError, match="UNMATCHED"):
@@ -723,6 +830,89 @@ def test_capture_refusals(gpu):
         library.end_capture(stream.handle)
     assert not driver.probe(stream.handle)[2]
     assert not driver.probe(other.handle)[2]
+
+
+def is_capturing(gpu, stream):
+    """Code and status."""
+    status = c_int(UNWRITTEN)
+    return gpu.driver._cuStreamIsCapturing(stream, byref(status)), status.value
+
+
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [  # as driver 580 answers
+        ("copy in the legacy stream", 906),
+        ("record in the legacy stream", 906),
+        ("wait in the legacy stream", 906),
+        ("wait in the legacy stream for captured work", 906),
+        ("allocate", 900),
+        ("synchronize", 900),
+        ("query captured work", 907),
+        ("wait for captured work", 907),
+        ("wait in the captured stream for other work", 905),
+        ("wait in the captured stream for another capture", 902),
+    ],
+)
+def test_what_a_capture_does_not_allow_ends_it(gpu, action, code):
+    library, driver = gpu.library, gpu.driver
+    stream, other = gpu.stream(), gpu.stream(non_blocking=True)
+    source, target = filled(gpu, 7), zeros(gpu)
+    event, outside, fresh = (driver.create_event() for _ in range(3))
+    if "another capture" in action:
+        library.begin_capture(other.handle)
+    driver.record_event(outside, other.handle)
+    library.begin_capture(stream.handle)
+    copy(gpu, target, source, stream)
+    driver.record_event(event, stream.handle)
+    assert is_capturing(gpu, stream.handle) == (0, 1)
+
+    def code_of(function, *arguments):
+        with pytest.raises(DriverCallError) as caught:
+            function(*arguments)
+        return caught.value.code
+
+    actions = {
+        "copy in the legacy stream": lambda: copy(gpu, target, source, 0),
+        "record in the legacy stream": lambda: driver._cuEventRecord(fresh, 1),
+        "wait in the legacy stream": lambda: driver._cuStreamWaitEvent(0, fresh, 0),
+        "wait in the legacy stream for captured work": lambda: driver._cuStreamWaitEvent(
+            0, event, 0
+        ),
+        "allocate": lambda: driver._cuMemHostAlloc(byref(c_void_p()), 8, 0),
+        "synchronize": lambda: code_of(library.synchronize_stream, stream.handle),
+        "query captured work": lambda: code_of(driver.event_done, event),
+        "wait for captured work": lambda: code_of(driver.synchronize_event, event),
+        "wait in the captured stream for other work": lambda: driver._cuStreamWaitEvent(
+            stream.handle, outside, 0
+        ),
+        "wait in the captured stream for another capture": lambda: driver._cuStreamWaitEvent(
+            stream.handle, outside, 0
+        ),
+    }
+    assert actions[action]() == code
+    assert is_capturing(gpu, stream.handle) == (0, 2)
+    assert copy(gpu, target, source, stream) == 901
+    with pytest.raises(DriverCallError, match=r"901.*CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"):
+        library.end_capture(stream.handle)
+    assert is_capturing(gpu, stream.handle) == (0, 0)
+    if "another capture" not in action:
+        assert copy(gpu, target, source, stream) == copy(gpu, target, source, 0) == 0
+
+
+def test_to_ask_about_the_legacy_stream_ends_no_capture(gpu):
+    stream, apart = gpu.stream(), gpu.stream(non_blocking=True)
+    source, target = filled(gpu, 7), zeros(gpu)
+    assert is_capturing(gpu, 0) == (0, 0)
+    gpu.library.begin_capture(apart.handle)  # which the legacy stream does not wait for
+    assert is_capturing(gpu, 0) == is_capturing(gpu, 1) == (0, 0)
+    assert copy(gpu, target, source, 0) == 0
+    gpu.library.begin_capture(stream.handle)
+    assert [is_capturing(gpu, handle)[0] for handle in (0, 1, 2)] == [906, 906, 0]
+    with pytest.raises(DriverCallError, match=r"906.*cuStreamIsCapturing"):
+        gpu.driver.probe(1)
+    for each in (stream, apart):
+        assert len(gpu.library.end_capture(each.handle).nodes) == 0
+    assert is_capturing(gpu, 0) == (0, 0)
 
 
 # -- kernels, faults, errors of the simulation itself -------------------------------------------

@@ -284,13 +284,22 @@ def test_an_event_that_cannot_be_made_stops_the_swap_before_it_begins(gpu, fault
 
 @pytest.mark.parametrize("function", ["cuMemHostAlloc", "cuMemAlloc"])
 def test_memory_for_descriptors_runs_out(gpu, faults, function):
-    """Pinned memory for the table, device memory for its copy within a device."""
+    """Pinned memory for the table: see test_no_pinned_memory; device memory for its copy."""
     first, second = (gpu.device_array((16, 64), np.uint8) for _ in range(2))
     first.copy_to_device(np.ones((16, 64), np.uint8))
     second.copy_to_device(np.zeros((16, 64), np.uint8))
     faults.add(Fault(function, MEMORY))
-    error = fail(lambda: ns.swap_blocks(first, second, [[0, 3], [2, 1], [4, 9]], mode="kernel"))
-    assert (error.function, error.name) == (function, "CUDA_ERROR_OUT_OF_MEMORY")
+
+    def swap():
+        ns.swap_blocks(first, second, [[0, 3], [2, 1], [4, 9]], mode="kernel")
+
+    if function == "cuMemAlloc":
+        error = fail(swap)
+        assert (error.function, error.name) == (function, "CUDA_ERROR_OUT_OF_MEMORY")
+        assert "4096 bytes of device memory were asked for" in str(error)
+    else:
+        with pytest.raises(ns.ModeUnavailableError, match="no pinned host memory is left"):
+            swap()
     gpu.library.synchronize()
     assert not second.copy_to_host().any()
 

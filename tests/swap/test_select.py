@@ -23,6 +23,7 @@ from numba_swap.driver.current import current_driver, enter_driver, leave_driver
 from numba_swap.driver.simulated import Fault, SimulatedLibrary
 from numba_swap.driver.simulated.gpu import SimulatedGPU
 from numba_swap.driver.simulated.memory import Kind
+from numba_swap.modes import batch
 from numba_swap.modes.kernel import launch as kernel
 from numba_swap.swap import select
 from numba_swap.swap.context import RunOptions, launching
@@ -223,16 +224,19 @@ def test_registered_memory_is_for_all_at_its_own_address_only(rng, monkeypatch):
         dst.copy_to_device(random_bytes(rng, dst.shape))
         after = dst.copy_to_host()
         after[ROWS[:, 1]] = src[ROWS[:, 0]]
-        refused = {Mode.KERNEL: "pinned memory at .* has another address on the GPU"}
-        check_modes(gpu, rng, [Mode.BATCH, Mode.LOOP], refused, src, dst, after)
-    # It is not refused for nothing: such a kernel fails.
-    with ns.simulate() as gpu:
-        src, dst, after = pools(gpu, rng, src="pageable")
-        gpu.library.register_host(src, device_offset=1 << 20)
-        monkeypatch.setattr(kernel, "_unreachable", lambda *arguments: None)
-        transfer = ns.swap_blocks(src, dst, ROWS, mode="kernel")
-        with pytest.raises(ns.DriverCallError, match="ILLEGAL_ADDRESS"):
-            transfer.wait()
+        words = "pinned memory at .* has another address on the GPU"
+        refused = {Mode.KERNEL: words, Mode.BATCH: f"{words}, which cuMemcpyBatchAsync does not"}
+        check_modes(gpu, rng, [Mode.LOOP], refused, src, dst, after)
+    # They are not refused for nothing: such a kernel fails, and such a batch.
+    monkeypatch.setattr(kernel, "_unreachable", lambda *arguments: None)
+    monkeypatch.setattr(batch, "why_not", lambda *arguments: None)
+    for mode in ("kernel", "batch"):
+        with ns.simulate() as gpu:
+            src, dst, after = pools(gpu, rng, src="pageable")
+            gpu.library.register_host(src, device_offset=1 << 20)
+            transfer = ns.swap_blocks(src, dst, ROWS, mode=mode)
+            with pytest.raises(ns.DriverCallError, match="ILLEGAL_ADDRESS"):
+                transfer.wait()
 
 
 @contextmanager

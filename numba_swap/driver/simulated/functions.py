@@ -24,7 +24,7 @@ from numba_swap.driver.simulated.memory import (
     Kind,
     Memory,
     SimulatedFailure,
-    pointer_attribute,
+    pointer_attributes,
 )
 from numba_swap.driver.simulated.timeline import Stream, Timeline
 
@@ -51,11 +51,12 @@ ERROR_NAMES = {
     803: b"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
     804: b"CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
     abi.ERROR_STREAM_CAPTURE_UNSUPPORTED: b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+    abi.ERROR_STREAM_CAPTURE_INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
     902: b"CUDA_ERROR_STREAM_CAPTURE_MERGE",
     903: b"CUDA_ERROR_STREAM_CAPTURE_UNMATCHED",
     904: b"CUDA_ERROR_STREAM_CAPTURE_UNJOINED",
     905: b"CUDA_ERROR_STREAM_CAPTURE_ISOLATION",
-    906: b"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
+    abi.ERROR_STREAM_CAPTURE_IMPLICIT: b"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
     907: b"CUDA_ERROR_CAPTURED_EVENT",
     ERROR_UNKNOWN: b"CUDA_ERROR_UNKNOWN",
 }
@@ -79,6 +80,7 @@ class Functions:
         self.contexts = {next(self.timeline.handles): device for device in range(devices)}
         self.thread = threading.local()
         self.kernels: dict[int, tuple[Callable[..., object], int]] = {}
+        self.retained: set[int] = set()
 
     @property
     def context(self) -> int | None:
@@ -165,6 +167,17 @@ class Functions:
     def cuMemFreeHost(self, address: int | None) -> None:
         self.memory.free(address or 0, Kind.PINNED)
 
+    def cuMemRetainAllocationHandle(self, handle: Any, address: int | None) -> None:
+        """Give the handle of a chunk of device memory, which no other memory has."""
+        self.memory.check_chunk(address or 0)
+        handle[0] = next(self.timeline.handles)
+        self.retained.add(handle[0])
+
+    def cuMemRelease(self, handle: int) -> None:
+        if handle not in self.retained:
+            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+        self.retained.remove(handle)
+
     def cuPointerGetAttributes(
         self, count: int, attributes: int | None, values: int | None, address: int
     ) -> None:
@@ -174,8 +187,11 @@ class Functions:
         if allocation is not None and not allocation.alive:
             allocation = None
         places = (c_void_p * count).from_address(values)
+        known = pointer_attributes(address, allocation)
         for code, place in zip((c_int * count).from_address(attributes), places, strict=True):
-            value = pointer_attribute(code, address, allocation)
+            if code not in known:
+                raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+            value = known[code]
             if code == abi.POINTER_DEVICE_POINTER and self.context is None:
                 value = c_uint64(0)  # told in a context only (driver 580)
             ctypes.memmove(place, ctypes.byref(value), ctypes.sizeof(value))
@@ -230,7 +246,7 @@ class Functions:
             raise fail(abi.SIZE_MAX)
         early = np.repeat([order > 1 for order in orders], np.diff([*bounds, count])).tolist()
         columns = [(c_uint64 * count).from_address(column) for column in (dsts, srcs, sizes)]
-        copies = Copies(self.memory)
+        copies = Copies(self.memory, translated=False)
         try:
             for index, (dst, src, nbytes) in enumerate(zip(*columns, strict=True)):
                 if not nbytes:
@@ -270,7 +286,7 @@ class Functions:
         self.timeline.wait(self.stream(stream), self.timeline.event(event or 0))
 
     def cuStreamIsCapturing(self, stream: int | None, status: Any) -> None:
-        status[0] = int(self.stream(stream).graph is not None)
+        status[0] = self.timeline.capture_status(self.stream(stream))
 
     def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> None:
         former, self.thread.capture_mode = self.capture_mode, mode[0]

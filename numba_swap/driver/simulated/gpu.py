@@ -139,9 +139,20 @@ class SimulatedGPU:
         self.library = cast("SimulatedLibrary", driver.library)
         self.driver = driver
 
-    def device_array(self, shape: Shape, dtype: npt.DTypeLike = np.float64) -> SimulatedDeviceArray:
-        """Return an array in device memory, uninitialised."""
-        return SimulatedDeviceArray(self.library, self._array(Kind.DEVICE, shape, dtype))
+    def device_array(
+        self,
+        shape: Shape,
+        dtype: npt.DTypeLike = np.float64,
+        *,
+        chunk_bytes: int | None = None,
+    ) -> SimulatedDeviceArray:
+        """Return an array in device memory, uninitialised.
+
+        With `chunk_bytes` it is mapped in chunks of so many bytes, and the driver tells of each
+        alone, as some do of PyTorch's expandable segments.
+        """
+        memory = self._array(Kind.DEVICE, shape, dtype, chunk_bytes)
+        return SimulatedDeviceArray(self.library, memory)
 
     def pinned_array(self, shape: Shape, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
         """Return a NumPy array in pinned host memory, uninitialised."""
@@ -159,26 +170,37 @@ class SimulatedGPU:
         """Do all that was submitted to any stream."""
         self.library.synchronize()
 
-    def _array(self, kind: Kind, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def _array(
+        self, kind: Kind, shape: Shape, dtype: npt.DTypeLike, chunk_bytes: int | None = None
+    ) -> npt.NDArray[Any]:
         layout = np.broadcast_to(np.empty((), dtype), shape)  # sizes without the memory
         if layout.size == 0 or layout.nbytes == 0:
             return np.empty(shape, dtype)
-        allocation = self.library.allocate(layout.nbytes, kind)
+        if chunk_bytes is None:
+            allocations = [self.library.allocate(layout.nbytes, kind)]
+        else:
+            allocations = self.library.map_chunks(layout.nbytes, chunk_bytes)
         # Every view of the array refers to `memory` in the end, and so keeps the finalizer waiting.
-        memory = (ctypes.c_uint8 * layout.nbytes).from_address(allocation.start)
-        weakref.finalize(memory, self.library.free_later, allocation).atexit = False
+        memory = (ctypes.c_uint8 * layout.nbytes).from_address(allocations[0].start)
+        for allocation in allocations:
+            weakref.finalize(memory, self.library.free_later, allocation).atexit = False
         flat: npt.NDArray[Any] = np.frombuffer(memoryview(memory), np.uint8).view(dtype)
         return flat.reshape(shape)
 
 
 @contextlib.contextmanager
-def simulate(driver_version: DriverVersionLike = (13, 0)) -> Iterator[SimulatedGPU]:
+def simulate(
+    driver_version: DriverVersionLike = (13, 0), *, pinned_limit: int | None = None
+) -> Iterator[SimulatedGPU]:
     """Let numba_swap run on a simulated driver, without a GPU.
 
     Parameters
     ----------
     driver_version : tuple of int, str or DriverVersion
         The CUDA version that the driver is to support, 11.3 or later.
+    pinned_limit : int, optional
+        How many bytes of host memory can be pinned, allocated and registered ones together; also
+        ``gpu.library.memory.pinned_limit``, which may be changed meanwhile.
 
     Yields
     ------
@@ -213,6 +235,7 @@ def simulate(driver_version: DriverVersionLike = (13, 0)) -> Iterator[SimulatedG
     """
     gpu = SimulatedGPU(Driver(SimulatedLibrary(DriverVersion.parse(driver_version))))
     library = gpu.library
+    library.memory.pinned_limit = pinned_limit
     enter_driver(gpu.driver)
     try:
         yield gpu

@@ -152,12 +152,9 @@ class SimulatedLibrary:
         if not self._functions.initialized and name not in _BEFORE_INIT:
             raise SimulatedFailure(abi.ERROR_NOT_INITIALIZED)
         self._check_sticky(name)
-        if (
-            name in _UNSAFE_IN_CAPTURE
-            and self._functions.capture_mode != abi.CAPTURE_MODE_RELAXED
-            and self._timeline.capturing
-        ):
-            raise SimulatedFailure(abi.ERROR_STREAM_CAPTURE_UNSUPPORTED)
+        relaxed = self._functions.capture_mode == abi.CAPTURE_MODE_RELAXED
+        if name in _UNSAFE_IN_CAPTURE and not relaxed:
+            self._timeline.forbid()
 
     def _check_sticky(self, function: str) -> None:
         if self._timeline.sticky and function.startswith(_REPORT_STICKY):
@@ -239,6 +236,11 @@ class SimulatedLibrary:
         with self._host_call("cuMemAlloc"):
             return self.memory.allocate(nbytes, kind, device)
 
+    def map_chunks(self, nbytes: int, chunk_bytes: int, device: int = 0) -> list[Allocation]:
+        """Map chunks of device memory side by side, as ``cuMemMap`` does."""
+        with self._host_call("cuMemMap"):
+            return self.memory.map_chunks(nbytes, chunk_bytes, device)
+
     def free(self, address: int) -> None:
         """Free what `allocate` gave, whatever is still to be done on it."""
         with self._host_call("cuMemFree"):
@@ -253,7 +255,8 @@ class SimulatedLibrary:
     ) -> None:
         """Register (pin) the memory of a C-contiguous host array, and keep it alive meanwhile.
 
-        With `device_offset` it has another address on the GPU, as on WSL2.
+        With `device_offset` it has another address on the GPU, as on WSL2: kernels and batches
+        must not be given its own.
         """
         with self._host_call("cuMemHostRegister"):
             self.memory.register(array.reshape(-1).view(np.uint8), device, device_offset)
@@ -306,7 +309,10 @@ class SimulatedLibrary:
                 self.synchronize()
 
     def begin_capture(self, stream: int) -> None:
-        """Capture a stream into a graph, in the strictest mode (global)."""
+        """Capture a stream into a graph, in the strictest mode (global).
+
+        What a capture does not allow, in any thread, makes `end_capture` fail (code 901).
+        """
         with self._host_call("cuStreamBeginCapture"):
             self._timeline.begin_capture(self._stream(stream))
 

@@ -47,8 +47,9 @@ class Kind(enum.Enum):
 class Allocation:
     """A range of addresses; `buffer` keeps its memory mapped as long as anything refers to it.
 
-    Kernels reach it at `device_offset` from its own address, which only matters where that is 0:
-    nobody is to launch one on the rest.
+    The GPU reaches it at `device_offset` from its own address, which only matters where that is 0:
+    nobody is to let a kernel or a batch loose on the rest. Device memory that is not `whole` is a
+    chunk mapped into reserved addresses: copies may run on into the next one.
     """
 
     start: int
@@ -58,12 +59,20 @@ class Allocation:
     buffer: npt.NDArray[np.uint8]
     alive: bool = True
     device_offset: int = 0
+    whole: bool = False
 
 
 class Memory:
-    """All allocations of one simulated driver, by address. Not thread-safe by itself."""
+    """All allocations of one simulated driver, by address. Not thread-safe by itself.
+
+    Attributes
+    ----------
+    pinned_limit : int or None
+        How many bytes may be pinned, allocated and registered ones together.
+    """
 
     def __init__(self) -> None:
+        self.pinned_limit: int | None = None
         self._starts: list[int] = []
         self._allocations: list[Allocation] = []
         self._quarantine: deque[Allocation] = deque()
@@ -71,6 +80,23 @@ class Memory:
 
     def allocate(self, nbytes: int, kind: Kind, device: int) -> Allocation:
         """Allocate memory of one kind, filled with a pattern, at a multiple of 256."""
+        if kind is Kind.PINNED:
+            self._check_limit(nbytes)
+        buffer = self._fresh(nbytes)
+        allocation = Allocation(buffer.ctypes.data, nbytes, kind, device, buffer, whole=True)
+        return self._insert(allocation)
+
+    def map_chunks(self, nbytes: int, chunk_bytes: int, device: int) -> list[Allocation]:
+        """Map chunks of device memory side by side; each is told of, and freed, by itself."""
+        buffer = self._fresh(nbytes)
+        parts = [buffer[i : i + chunk_bytes] for i in range(0, nbytes, chunk_bytes)]
+        return [
+            self._insert(Allocation(part.ctypes.data, part.nbytes, Kind.DEVICE, device, part))
+            for part in parts
+        ]
+
+    @staticmethod
+    def _fresh(nbytes: int) -> npt.NDArray[np.uint8]:
         if nbytes == 0:
             raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
         try:
@@ -81,7 +107,16 @@ class Memory:
         buffer = whole[offset : offset + nbytes]
         # Otherwise recycled memory may by chance hold the very bytes that a test expects.
         buffer[:] = _FRESH
-        return self._insert(Allocation(buffer.ctypes.data, nbytes, kind, device, buffer))
+        return buffer
+
+    def _check_limit(self, nbytes: int) -> None:
+        """Refuse to pin more than there is to pin."""
+        if self.pinned_limit is None:
+            return
+        kinds = (Kind.PINNED, Kind.REGISTERED)
+        pinned = sum(a.nbytes for a in self._allocations if a.alive and a.kind in kinds)
+        if pinned + nbytes > self.pinned_limit:
+            raise SimulatedFailure(abi.ERROR_OUT_OF_MEMORY)
 
     def register(
         self, buffer: npt.NDArray[np.uint8], device: int, device_offset: int = 0
@@ -94,6 +129,7 @@ class Memory:
             last = self._allocations[before]
             if last.start + last.nbytes > start:
                 raise SimulatedFailure(_ALREADY_REGISTERED)
+        self._check_limit(buffer.nbytes)
         allocation = Allocation(start, buffer.nbytes, Kind.REGISTERED, device, buffer)
         allocation.device_offset = device_offset
         return self._insert(allocation)
@@ -137,28 +173,43 @@ class Memory:
         allocation = self._allocations[index]
         return allocation if address - allocation.start < allocation.nbytes else None
 
-    def find_span(self, address: int, nbytes: int) -> Allocation | None:
-        """Return the allocation of a range that is to be copied; None for pageable memory.
+    def find_span(self, address: int, nbytes: int) -> tuple[Allocation, ...]:
+        """Return the allocations of a range that is to be copied; none for pageable memory.
 
-        An address unknown here counts as pageable host memory, as it does for real drivers: if
-        it is none at all, the copy kills the process, here as there.
+        Where it begins decides (seen with driver 580). An address unknown here counts as pageable
+        host memory, whatever the range runs into: if it is no memory at all, the copy kills the
+        process, here as there. One that is known must be so to its end, in one allocation, or in
+        several chunks.
         """
         if not address:
             raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
-        allocation = self.find(address)
-        if allocation is not None and not (
-            allocation.alive and address + nbytes <= allocation.start + allocation.nbytes
-        ):
+        found: list[Allocation] = []
+        stop = address
+        while not found or stop < address + nbytes:
+            allocation = self.find(stop)
+            if allocation is None and not found:
+                return ()
+            if allocation is None or not allocation.alive:
+                raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+            found.append(allocation)
+            stop = allocation.start + allocation.nbytes
+        if len(found) > 1 and not all(map(_is_chunk, found)):
             raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
-        return allocation
+        return tuple(found)
+
+    def check_chunk(self, address: int) -> None:
+        """Fail unless an address lies in a chunk of device memory."""
+        allocation = self.find(address)
+        if allocation is None or not (allocation.alive and _is_chunk(allocation)):
+            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
 
     def check_kernel_access(self, address: int, nbytes: int) -> None:
         """Let a simulated kernel fail as a real one does if it must not touch these bytes."""
         try:
-            allocation = self.find_span(address, nbytes)
+            found = self.find_span(address, nbytes)
         except SimulatedFailure:
-            allocation = None
-        if allocation is None or allocation.device_offset:
+            found = ()
+        if not found or found[0].device_offset:
             raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS)
 
     def _insert(self, allocation: Allocation) -> Allocation:
@@ -172,12 +223,16 @@ class Memory:
         del self._starts[index], self._allocations[index]
 
 
-def pointer_attribute(attribute: int, address: int, allocation: Allocation | None) -> Any:
-    """Return the value of one ``CUpointer_attribute``, in its own C type; zero if unknown."""
+def _is_chunk(allocation: Allocation) -> bool:
+    return allocation.kind is Kind.DEVICE and not allocation.whole
+
+
+def pointer_attributes(address: int, allocation: Allocation | None) -> dict[int, Any]:
+    """Return the value of each ``CUpointer_attribute``, in its own C type; zero if unknown."""
     on_host = allocation and allocation.kind in (Kind.PINNED, Kind.REGISTERED)
     memory_type = abi.MEMORYTYPE_HOST if on_host else abi.MEMORYTYPE_DEVICE
     managed = allocation is not None and allocation.kind is Kind.MANAGED
-    values = {
+    return {
         abi.POINTER_MEMORY_TYPE: c_uint(memory_type if allocation else 0),
         abi.POINTER_DEVICE_POINTER: c_uint64(
             address + allocation.device_offset if allocation else 0
@@ -188,31 +243,37 @@ def pointer_attribute(attribute: int, address: int, allocation: Allocation | Non
         abi.POINTER_RANGE_START: c_uint64(allocation.start if allocation else 0),
         abi.POINTER_RANGE_SIZE: c_uint64(allocation.nbytes if allocation else 0),
     }
-    try:
-        return values[attribute]
-    except KeyError:
-        raise SimulatedFailure(abi.ERROR_INVALID_VALUE) from None
 
 
 class Copies:
-    """The copies of one submission; called when their turn comes."""
+    """The copies of one submission; called when their turn comes.
 
-    def __init__(self, memory: Memory) -> None:
+    Parameters
+    ----------
+    memory : Memory
+        What they touch.
+    translated : bool, optional
+        Whether addresses become those that the GPU has for the memory. `cuMemcpyAsync` does so,
+        batches do not: registered memory with another address there is an illegal access.
+    """
+
+    def __init__(self, memory: Memory, *, translated: bool = True) -> None:
         self._memory = memory
-        self._copies: list[tuple[Allocation | None, Allocation | None, int, int | bytes, int]] = []
+        self._translated = translated
+        self._copies: list[tuple[tuple[Allocation, ...], int, int | bytes, int]] = []
         self.pageable = False
 
     def add(self, dst: int, src: int, nbytes: int, read_now: bool = False) -> None:
         """Check one copy and note it; with `read_now` the source is read before the call ends."""
         to, origin = self._memory.find_span(dst, nbytes), self._memory.find_span(src, nbytes)
-        self.pageable |= to is None or origin is None
+        self.pageable |= not (to and origin)
         source = ctypes.string_at(src, nbytes) if read_now else src
-        self._copies.append((to, origin, dst, source, nbytes))
+        self._copies.append((to + origin, dst, source, nbytes))
 
     def __call__(self) -> None:
         """Do them, unless some of the memory is gone by now."""
         # No order is promised within a batch: the last one first, so that nobody relies on one.
-        for to, origin, dst, source, nbytes in reversed(self._copies):
-            if not ((to is None or to.alive) and (origin is None or origin.alive)):
+        for touched, dst, source, nbytes in reversed(self._copies):
+            if not all(a.alive and (self._translated or not a.device_offset) for a in touched):
                 raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS)
             ctypes.memmove(dst, source, nbytes)

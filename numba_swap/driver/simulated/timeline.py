@@ -18,7 +18,7 @@ from numba_swap.driver import abi
 from numba_swap.driver.simulated.memory import SimulatedFailure
 
 _CAPTURE_MERGE, _CAPTURE_UNMATCHED, _CAPTURE_UNJOINED = 902, 903, 904
-_CAPTURE_ISOLATION, _CAPTURE_IMPLICIT, _CAPTURED_EVENT = 905, 906, 907
+_CAPTURE_ISOLATION, _CAPTURED_EVENT = 905, 907
 
 Action: TypeAlias = Callable[[], None]
 
@@ -55,11 +55,15 @@ class Event:
 
 @dataclass(eq=False, slots=True)
 class Graph:
-    """What was captured: nodes in an order in which none comes before what it depends on."""
+    """What was captured: nodes in an order in which none comes before what it depends on.
+
+    Once something was done that a capture does not allow, it is not `valid`, and lost.
+    """
 
     streams: list[Stream]
     nodes: list[Operation] = field(default_factory=list)
     open: bool = True
+    valid: bool = True
     last_launch: Operation | None = None
 
 
@@ -136,6 +140,7 @@ class Timeline:
         self, stream: Stream, action: Action | None, after: tuple[Operation, ...] = ()
     ) -> Operation:
         """Put work at the end of a stream, or of what is captured from it."""
+        self._check_capture(stream)
         if stream.graph is not None:
             depends = after if stream.node is None else (stream.node, *after)
             stream.node = Operation(action, depends, stream.graph)
@@ -143,13 +148,7 @@ class Timeline:
             return stream.node
         before = [stream]
         if stream.legacy:
-            before = [
-                other
-                for other in self._all_streams()
-                if other.blocking and other.context == stream.context
-            ]
-            if any(other.graph is not None for other in before):
-                raise SimulatedFailure(_CAPTURE_IMPLICIT)
+            before = self._ordered_with(stream)
         elif stream.blocking:
             before.append(self._legacy(stream.context))
         ends = (*(other.last for other in before), *after)
@@ -164,18 +163,19 @@ class Timeline:
 
     def wait(self, stream: Stream, event: Event) -> None:
         """Let a stream wait for an event as it is recorded now; a captured one draws it in."""
+        self._check_capture(stream)
         recorded = event.operation
         if recorded is None:
             return
         if recorded.graph is not stream.graph:
             if recorded.graph is None:
-                raise SimulatedFailure(_CAPTURE_ISOLATION)
+                raise self._lost(_CAPTURE_ISOLATION, stream.graph)
             if not recorded.graph.open:
                 raise SimulatedFailure(_CAPTURED_EVENT)
             if stream.graph is not None:
-                raise SimulatedFailure(_CAPTURE_MERGE)
+                raise self._lost(_CAPTURE_MERGE, stream.graph, recorded.graph)
             if stream.legacy:
-                raise SimulatedFailure(_CAPTURE_IMPLICIT)
+                raise self._lost(abi.ERROR_STREAM_CAPTURE_IMPLICIT, recorded.graph)
             stream.graph = recorded.graph
             stream.graph.streams.append(stream)
         self.submit(stream, None, (recorded,))
@@ -222,7 +222,7 @@ class Timeline:
     def synchronize_stream(self, stream: Stream) -> None:
         """Do all that is in a stream."""
         if stream.graph is not None:
-            raise SimulatedFailure(abi.ERROR_STREAM_CAPTURE_UNSUPPORTED)
+            raise self._lost(abi.ERROR_STREAM_CAPTURE_UNSUPPORTED, stream.graph)
         self.run(self.submit(stream, None))
 
     def synchronize(self) -> None:
@@ -233,15 +233,52 @@ class Timeline:
 
     def _outside_capture(self, event: Event) -> Operation | None:
         if event.operation is not None and event.operation.graph is not None:
-            raise SimulatedFailure(_CAPTURED_EVENT)
+            raise self._lost(_CAPTURED_EVENT, event.operation.graph)
         return event.operation
 
     # -- capture ----------------------------------------------------------------------------
 
-    @property
-    def capturing(self) -> bool:
-        """Whether any stream is being captured."""
-        return any(stream.graph is not None for stream in self._all_streams())
+    def capture_status(self, stream: Stream) -> int:
+        """Return whether a stream is being captured, and whether that is lost already.
+
+        The legacy stream never is, and cannot be used while a blocking stream is. To ask does no
+        harm.
+        """
+        if stream.legacy and self._captured_beside(stream):
+            raise SimulatedFailure(abi.ERROR_STREAM_CAPTURE_IMPLICIT)
+        if stream.graph is None:
+            return abi.CAPTURE_STATUS_NONE
+        valid = stream.graph.valid
+        return abi.CAPTURE_STATUS_ACTIVE if valid else abi.CAPTURE_STATUS_INVALIDATED
+
+    def forbid(self) -> None:
+        """Fail if any stream is being captured, whose graph is lost then."""
+        graphs = [stream.graph for stream in self._all_streams() if stream.graph is not None]
+        if graphs:
+            raise self._lost(abi.ERROR_STREAM_CAPTURE_UNSUPPORTED, *graphs)
+
+    def _check_capture(self, stream: Stream) -> None:
+        """Fail if work in a stream would meddle with a capture, or has."""
+        if stream.graph is not None and not stream.graph.valid:
+            raise SimulatedFailure(abi.ERROR_STREAM_CAPTURE_INVALIDATED)
+        captured = self._captured_beside(stream) if stream.legacy else []
+        if captured:
+            raise self._lost(abi.ERROR_STREAM_CAPTURE_IMPLICIT, *captured)
+
+    def _ordered_with(self, legacy: Stream) -> list[Stream]:
+        """Return all streams that the legacy one waits for, itself among them."""
+        return [s for s in self._all_streams() if s.blocking and s.context == legacy.context]
+
+    def _captured_beside(self, legacy: Stream) -> list[Graph]:
+        return [s.graph for s in self._ordered_with(legacy) if s.graph is not None]
+
+    @staticmethod
+    def _lost(code: int, *graphs: Graph | None) -> SimulatedFailure:
+        """Make the failure of what no capture allows; the graphs are lost."""
+        for graph in graphs:
+            if graph is not None:
+                graph.valid = False
+        return SimulatedFailure(code)
 
     def begin_capture(self, stream: Stream) -> None:
         """Record what is submitted to a stream from now on instead of queueing it."""
@@ -258,6 +295,8 @@ class Timeline:
         for other in graph.streams:
             other.graph = other.node = None
         graph.open = False
+        if not graph.valid:
+            raise SimulatedFailure(abi.ERROR_STREAM_CAPTURE_INVALIDATED)
         joined: set[Operation] = set()
         stack = ends[:1]
         while stack:

@@ -12,7 +12,7 @@ from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import Conditions, LaunchContext
 from numba_swap.modes.kernel import launch as copy_mode
 from numba_swap.modes.kernel.loading import load_kernel, why_not_loaded
-from numba_swap.modes.kernel.table import Launch, build_table, make_launch
+from numba_swap.modes.kernel.table import Launch, build_table, make_launch, why_no_table
 
 _OVER_A_LINK = {(Direction.D2H, Direction.H2D), (Direction.H2D, Direction.D2H)}
 
@@ -31,6 +31,11 @@ def why_not(pairs: Pairs, conditions: Conditions) -> str | None:
 def load(device: Device) -> str | None:
     """Do what `launch.load` does, for the kernel of exchanges."""
     return why_not_loaded(device, "exchange")
+
+
+def room(pairs: Pairs, device: Device) -> str | None:
+    """Do what `launch.room` does, for the table of pairs."""
+    return why_no_table(device, 4, pairs.out, _common_table(pairs))
 
 
 def submit(pairs: Pairs, launch: LaunchContext, work: InFlight) -> None:

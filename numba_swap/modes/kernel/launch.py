@@ -9,7 +9,14 @@ from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.dispatch.conditions import Capabilities, Conditions, LaunchContext
 from numba_swap.driver.version import DriverVersion
 from numba_swap.modes.kernel.loading import load_kernel, why_not_loaded
-from numba_swap.modes.kernel.table import WARP, DeviceTable, Launch, build_table, make_launch
+from numba_swap.modes.kernel.table import (
+    WARP,
+    DeviceTable,
+    Launch,
+    build_table,
+    make_launch,
+    why_no_table,
+)
 
 # Numba-CUDA 0.30 speaks to the driver through cuda.bindings, which needs 12.0.
 SINCE = DriverVersion(12, 0)
@@ -36,6 +43,11 @@ def load(device: Device) -> str | None:
     A failure is a reason, not an error.
     """
     return why_not_loaded(device, "copy")
+
+
+def room(copies: Copies, device: Device) -> str | None:
+    """Return why there is no memory for the kernel's table; None if there is."""
+    return why_no_table(device, 2, copies, copies.table)
 
 
 def submit(copies: Copies, launch: LaunchContext, work: InFlight) -> None:

@@ -135,6 +135,33 @@ def build_table(
     return DescriptorTable(_write(device, list(split)), rows, 0, 1, tile)
 
 
+def why_no_table(
+    device: Device, columns: int, copies: Copies, place: PinnedTable | None
+) -> str | None:
+    """Return why there is no pinned memory for a table as `build_table` makes it; None if there is.
+
+    Parameters
+    ----------
+    device, copies, place
+        As for `build_table`.
+    columns : int
+        How many columns of addresses.
+    """
+    if copies.uniform:
+        if place is not None:
+            return None
+        rows = len(copies)
+    else:
+        columns += 1
+        chunk = device.tuning.chunk_bytes
+        rows = int(-(-copies.sizes.astype(np.int64) // chunk).sum())
+    nbytes = 8 * rows * columns
+    # What is found goes back at once, to be taken when the table is made.
+    if devices_of(device.driver).host_buffers.find(nbytes, device.ordinal) is not None:
+        return None
+    return f"no pinned host memory is left for the {nbytes} bytes of its table of addresses"
+
+
 def make_launch(
     device: Device,
     function: int,

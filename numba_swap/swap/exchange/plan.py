@@ -93,7 +93,9 @@ class ExchangePlan(Plan):
             return side_by_side  # without looking for pairs
         pairs = self._pairs
         if pairs is None or (
-            pair_mode.why_not(pairs.pairs, conditions) or pair_mode.load(launch.device)
+            pair_mode.why_not(pairs.pairs, conditions)
+            or pair_mode.load(launch.device)
+            or pair_mode.room(pairs.pairs, launch.device)
         ):
             return side_by_side
         selection = _select_pairs(pairs, apart, apart_us, launch, mode)

@@ -16,6 +16,7 @@ from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.copies.layers import ArgumentNames, LayerPair, device_of
 from numba_swap.copies.provenance import Rows
 from numba_swap.device.devices import Devices
+from numba_swap.device.memory import known_as_a_whole
 from numba_swap.device.tuning import Tuning
 from numba_swap.errors import BadPlanError
 
@@ -140,7 +141,10 @@ class ExchangePools:
             and self.same_runs
             and len(out_rows) > 0
             and not (self.outgoing[0].src.view.readonly or self.outgoing[0].dst.view.readonly)
-            and all(len(array.allocations) == 1 for array in self._arrays)
+            and all(
+                len(array.allocations) == 1 and known_as_a_whole(array.allocations)
+                for array in self._arrays
+            )
         )
 
     @property
@@ -150,8 +154,10 @@ class ExchangePools:
     def _plan_pairs(self, out_rows: Integers, in_rows: Integers) -> PlannedRows | None:
         """Place the rows of both directions in one table, if they go together as they stand."""
         rows, (pair,) = len(out_rows), self.outgoing
-        buffer = self._devices.host_buffers.take(32 * rows, device_of(self.outgoing))
-        layout, words = pair.layout, buffer.words[: 4 * rows]
+        buffer = self._devices.host_buffers.find(32 * rows, device_of(self.outgoing))
+        # (Without pinned memory there will be no kernel, but the copies are the same.)
+        memory = np.empty(4 * rows, dtype=np.uint64) if buffer is None else buffer.words
+        layout, words = pair.layout, memory[: 4 * rows]
         neighbours, slots, blocks = native.pairing.place_pairs(
             out_rows,
             in_rows,
@@ -166,7 +172,9 @@ class ExchangePools:
         for i, (some, name, mapping) in enumerate(
             ((pair, "page_out", out_rows), (self.incoming[0], "page_in", in_rows)),
         ):
-            table = PinnedTable(buffer, buffer.address + 16 * rows * i)
+            table = None
+            if buffer is not None:
+                table = PinnedTable(buffer, buffer.address + 16 * rows * i)
             dst, src = (words[(2 * i + j) * rows : (2 * i + j + 1) * rows] for j in (0, 1))
             copies.append(
                 Copies(

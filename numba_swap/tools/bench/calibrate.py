@@ -25,11 +25,12 @@ from numba_swap.dispatch.calibration import (
 )
 from numba_swap.dispatch.cost_model import CostModel, route_key
 from numba_swap.dispatch.settings import DRIVER_VERSION_VARIABLE, current_settings
+from numba_swap.driver import abi
 from numba_swap.driver.current import current_driver
-from numba_swap.errors import CalibrationError
+from numba_swap.errors import CalibrationError, DriverCallError
 from numba_swap.tools.bench.costs.fit import TimedSwap, fit_costs
 from numba_swap.tools.bench.costs.found import Calibration, format_calibration
-from numba_swap.tools.bench.costs.measure import FULL, SIMULATED, SwapTimer
+from numba_swap.tools.bench.costs.measure import FULL, SIMULATED, SwapTimer, grid_that_fits
 from numba_swap.tools.bench.gpu import gpu_of
 
 
@@ -73,15 +74,16 @@ def calibrate(
     ------
     CalibrationError
         The file of an earlier calibration is broken (delete it), or the new one cannot be written;
-        or an older driver is pretended, so that a mode is missing which later processes may have.
+        or an older driver is pretended, so that a mode is missing which later processes may have;
+        or there is too little memory to measure with.
     DriverUnavailableError
         No CUDA driver or device.
 
     Notes
     -----
     It takes about ten seconds, 512 MiB of pinned memory and 1 GiB on the GPU, and should have the
-    GPU to itself. On a simulated driver it only goes through the motions, with a few short swaps;
-    nothing is stored or used then.
+    GPU to itself. Where there is less memory, it does without the longest swaps. On a simulated
+    driver it only goes through the motions, with a few short swaps; nothing is stored or used then.
     """
     start = time.perf_counter()
     driver = current_driver()
@@ -106,7 +108,14 @@ def calibrate(
     cells: list[TimedSwap] = []
     blocks: dict[str, float] = {}
     grid = SIMULATED if driver.simulated else FULL
-    timer = SwapTimer(gpu_of(driver), grid)
+    gpu = gpu_of(driver)
+    try:
+        grid = grid_that_fits(gpu, grid)
+    except DriverCallError as error:
+        if error.code != abi.ERROR_OUT_OF_MEMORY:
+            raise
+        raise CalibrationError(f"there is too little memory to measure with: {error}") from None
+    timer = SwapTimer(gpu, grid)
     swaps = list(grid.swaps())
     for done, swap in enumerate(swaps):
         if progress is not None:

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import default_driver
 from numba_swap.driver.simulated.gpu import SimulatedDeviceArray, SimulatedGPU, simulate
-from numba_swap.errors import DriverUnavailableError
+from numba_swap.errors import DriverCallError, DriverUnavailableError
 
 Bytes = npt.NDArray[np.uint8]
 _PAGE_BYTES = 4096
@@ -67,7 +68,8 @@ class BenchGPU:
         """Allocate host memory: ``"pinned"``, ``"managed"``, ``"pageable"``, ``"registered"``."""
         if kind in ("pinned", "managed"):
             make = getattr(self._arrays, f"{kind}_array")
-            made: Bytes = make(nbytes, np.uint8)
+            with _telling_shortage("cuMemHostAlloc", f"{kind} memory", nbytes):
+                made: Bytes = make(nbytes, np.uint8)
             return made
         whole = np.empty(nbytes + _PAGE_BYTES, np.uint8)
         offset = -whole.ctypes.data % _PAGE_BYTES
@@ -85,7 +87,8 @@ class BenchGPU:
 
     def device_bytes(self, nbytes: int) -> Any:
         """Allocate device memory."""
-        return self._arrays.device_array(nbytes, np.uint8)
+        with _telling_shortage("cuMemAlloc", "device memory", nbytes):
+            return self._arrays.device_array(nbytes, np.uint8)
 
     def free_bytes(self) -> int | None:
         """Return how much device memory is free; None where that is not known."""
@@ -149,6 +152,19 @@ def address_of(array: Any) -> int:
     if isinstance(array, np.ndarray):
         return array.ctypes.data
     return int(array.__cuda_array_interface__["data"][0])
+
+
+@contextlib.contextmanager
+def _telling_shortage(function: str, what: str, nbytes: int) -> Iterator[None]:
+    """Let a want of memory be the same error whoever allocates, Numba or the simulation."""
+    try:
+        yield
+    except Exception as error:
+        code = getattr(error, "code", None)
+        if code is None or int(code) != abi.ERROR_OUT_OF_MEMORY:
+            raise
+        name, note = "CUDA_ERROR_OUT_OF_MEMORY", f"{nbytes} bytes of {what} were asked for."
+        raise DriverCallError(function, abi.ERROR_OUT_OF_MEMORY, name, note=note) from None
 
 
 class _EventTimer:

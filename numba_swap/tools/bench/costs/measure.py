@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from numba_swap.copies.copies import Direction
+from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.cost_model import workload_of
 from numba_swap.dispatch.settings import Mode
-from numba_swap.errors import ModeUnavailableError
+from numba_swap.driver import abi
+from numba_swap.errors import DriverCallError, ModeUnavailableError
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.costs.fit import TimedSwap
@@ -18,6 +22,8 @@ from numba_swap.tools.bench.gpu import BenchGPU
 from numba_swap.tools.bench.memory import BenchMemory
 from numba_swap.tools.bench.timing import measure, measure_in_turn
 from numba_swap.tools.units import KIB, MIB
+
+_log = logging.getLogger("numba_swap")
 
 # To see how many thread blocks a kernel needs.
 _FEW_BLOCKS = 4
@@ -88,6 +94,40 @@ FULL = CostGrid(
 SIMULATED = CostGrid((64, 4 * KIB, 32 * KIB, 128 * KIB), (1, 4), 512 * KIB, 512 * KIB)
 
 
+def _pools(grid: CostGrid) -> tuple[int, int]:
+    """Return the bytes of an array of the host, and of one of the device."""
+    return 2 * grid.most_bytes, 2 * grid.most_bytes  # for every other block is left out
+
+
+def grid_that_fits(gpu: BenchGPU, grid: CostGrid) -> CostGrid:
+    """Return a grid without the swaps for which there is no memory.
+
+    Raises
+    ------
+    DriverCallError
+        If there is too little for the longest blocks.
+    """
+    # First what the kernel's tables need, for the arrays may use up all that can be pinned.
+    for count in grid.counts:
+        devices_of(gpu.driver).host_buffers.find(16 * count)
+    wanted = grid.most_bytes
+    while True:
+        memory = BenchMemory(gpu, *_pools(grid))
+        half = grid.most_bytes // 2
+        try:
+            memory.host()
+            memory.sides(Direction.D2D)
+            break
+        except DriverCallError as error:
+            if error.code != abi.ERROR_OUT_OF_MEMORY or half < max(grid.sizes):
+                raise
+        pageable = min(half, grid.most_pageable_bytes)
+        grid = dataclasses.replace(grid, most_bytes=half, most_pageable_bytes=pageable)
+    if grid.most_bytes < wanted:
+        _log.warning("no memory for swaps of more than %d bytes: not measured", grid.most_bytes)
+    return grid
+
+
 class SwapTimer:
     """Times the swaps of a grid on one GPU.
 
@@ -102,7 +142,7 @@ class SwapTimer:
     def __init__(self, gpu: BenchGPU, grid: CostGrid) -> None:
         self._grid = grid
         self._stream = gpu.stream
-        self._memory = BenchMemory(gpu, 2 * grid.most_bytes, 2 * grid.most_bytes)
+        self._memory = BenchMemory(gpu, *_pools(grid))
         self._memory.host()[:] = 1
         self._copy_us: dict[tuple[Direction, bool, Mode], float] = {}
 
