@@ -48,7 +48,8 @@ class DriverUnavailableError(NumbaSwapError):
     def __init__(
         self, message: str, candidates: list[tuple[str, str]] | None = None, advice: str = ""
     ) -> None:
-        super().__init__(message)
+        # A path may hold bytes of any encoding, and the message is to be printed all the same.
+        super().__init__(message.encode(errors="backslashreplace").decode())
         self.candidates = candidates or []
         self.advice = advice
 

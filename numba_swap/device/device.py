@@ -18,6 +18,8 @@ class Device:
         Its number there.
     kernels : dict of str to int
         Handles of the kernels that were loaded on it, by name.
+    kernel_failures : dict of str to str
+        Why others could not be loaded: each is tried once in a process.
     costs : object or None
         What copies cost here, for `dispatch.calibration`, which finds that out.
     tuning : Tuning
@@ -30,6 +32,7 @@ class Device:
         self.driver = driver
         self.ordinal = ordinal
         self.kernels: dict[str, int] = {}
+        self.kernel_failures: dict[str, str] = {}
         self.costs: object | None = None
         self.tuning: Tuning = SIMULATED_TUNING if driver.simulated else DEFAULT_TUNING
         self.capabilities: dict[DriverVersion | None, object] = {}

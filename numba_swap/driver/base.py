@@ -70,10 +70,14 @@ class DriverBase:
             raise
 
     def error_name(self, code: int) -> str:
-        """Return the driver's name of a return code."""
+        """Return the driver's name of a return code that is not 0.
+
+        Whoever got such a code comes here: so this is where an interrupt inside a call is raised.
+        """
+        self.library.raise_interrupt()
         name = ctypes.c_char_p()
         if self._cuGetErrorName(code, byref(name)) == abi.SUCCESS and name.value:
-            return name.value.decode()
+            return name.value.decode(errors="replace")
         return f"unknown error {code}"
 
     def _check(self, code: int, function: str, note: str = "") -> None:

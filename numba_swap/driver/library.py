@@ -35,6 +35,9 @@ class DriverLibrary(Protocol):
     proc_address: ProcAddress
     simulated: bool
 
+    def raise_interrupt(self) -> None:
+        """Raise what the calling thread was interrupted by inside a call, if anything."""
+
 
 class NvidiaLibrary:
     """NVIDIA's driver library, loaded into this process.
@@ -89,16 +92,19 @@ class NvidiaLibrary:
                 f"{version.name}",
             )
 
+    def raise_interrupt(self) -> None:
+        """Do nothing: Python handles a signal after a call in C."""
+
 
 def _load_by_search() -> tuple[ctypes.CDLL, str, str]:
     """Load the library that Numba speaks to; return it, its path, and how it was found."""
     from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
-    _refuse_truncated()
+    _refuse_deadly()
     try:
         loaded = load_nvidia_dynamic_lib("cuda")
-        return ctypes.CDLL(loaded.abs_path), str(loaded.abs_path), str(loaded.found_via)
-    except (DynamicLibNotFoundError, OSError, RuntimeError) as error:
+        return _open(loaded.abs_path), str(loaded.abs_path), str(loaded.found_via)
+    except (DynamicLibNotFoundError, OSError, RuntimeError, UnicodeDecodeError) as error:
         reason = _loader_words() or " ".join(str(error).split())
         candidates = find_candidates()
         flaws = [f"{c.path} {c.flaw.words}" for c in candidates if c.searched and c.flaw]
@@ -110,15 +116,24 @@ def _load_by_search() -> tuple[ctypes.CDLL, str, str]:
         ) from error
 
 
-def _refuse_truncated() -> None:
-    """Raise if the loader would take a truncated library: that kills the process (SIGBUS)."""
+def _open(name: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    """Load a library; `OSError` has the loader's words if it cannot be."""
+    try:
+        return ctypes.CDLL(name, mode)
+    except UnicodeDecodeError as error:
+        # What Python 3.11 makes of the loader's words if there is a path in them that is not UTF-8.
+        raise OSError(os.fsdecode(error.object)) from error
+
+
+def _refuse_deadly() -> None:
+    """Raise if the loader would take a damaged library that kills the process (SIGBUS)."""
     if sys.platform != "linux":
         return
     # The loader's cache is costly to read, so it is read only if there is something to fear.
     if not any(c.flaw and c.flaw.deadly for c in find_candidates(cache="")):
         return
     with contextlib.suppress(OSError):
-        ctypes.CDLL(_LIBRARY_NAME, mode=os.RTLD_NOLOAD)
+        _open(_LIBRARY_NAME, os.RTLD_NOLOAD)
         return  # some library is loaded already, so the loader does not search
     taken = predict(find_candidates())
     if taken is not None and taken.flaw is not None and taken.flaw.deadly:
@@ -128,7 +143,7 @@ def _refuse_truncated() -> None:
 def _loader_words() -> str | None:
     """Return what the system's loader says to the name that it was asked for."""
     try:
-        ctypes.CDLL(_LIBRARY_NAME)
+        _open(_LIBRARY_NAME)
     except OSError as error:
         return str(error)
     return None
@@ -140,7 +155,7 @@ def _load_given(path: str) -> tuple[ctypes.CDLL, str, str]:
     if flaw is not None:
         raise _unusable(path, f"it {flaw.words}")
     try:
-        return ctypes.CDLL(path), path, "the path given"
+        return _open(path), path, "the path given"
     except OSError as error:
         raise _unusable(path, f"the loader refuses it: {error}") from error
 

@@ -14,6 +14,7 @@ from numba import njit, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
+from numba_swap.native.disk_cache import cache_on_disk
 from numba_swap.native.salt import salted
 
 WORD = ir.IntType(64)
@@ -34,11 +35,13 @@ def compiled(signature: Any) -> Any:
         # calls in other files: the name says which sources it was compiled from.
         function = salted(function, __file__)
         try:
-            return njit(signature, nogil=True, cache=True)(function)
-        except RuntimeError:  # neither the installation nor the home directory can be written
-            return njit(signature, nogil=True)(function)
+            dispatcher = njit(nogil=True)(function)
+            cache_on_disk(dispatcher)
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
         finally:
             config.DISABLE_JIT = disabled
+        return dispatcher
 
     return decorate
 

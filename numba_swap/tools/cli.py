@@ -54,8 +54,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     info.add_argument("--json", action="store_true", help="for machines")
-    info.add_argument(
+    about = info.add_mutually_exclusive_group()
+    about.add_argument(
         "--driver", metavar="PATH", help="examine this libcuda instead, in a process of its own"
+    )
+    about.add_argument(
+        "--try-kernel",
+        action="store_true",
+        help="see whether the kernel can be compiled and loaded; takes seconds",
     )
     info.add_argument(
         "--timeout",
@@ -149,7 +155,10 @@ def _info(parsed: argparse.Namespace) -> int:
     from numba_swap.tools.info.driver_info import driver_info
     from numba_swap.tools.info.examine import examine
 
-    info = driver_info() if parsed.driver is None else examine(parsed.driver, parsed.timeout)
+    if parsed.driver is None:
+        info = driver_info(try_kernel=parsed.try_kernel)
+    else:
+        info = examine(parsed.driver, parsed.timeout)
     if parsed.json:
         json.dump(info, sys.stdout, indent=2)
         print()

@@ -137,7 +137,7 @@ def test_what_a_protocol_raises_is_wrapped(error, make):
         True,
         object,
     ],
-    ids=repr,
+    ids=lambda given: type(given).__name__,
 )
 def test_what_is_no_stream_is_refused_and_the_attributes_that_do_are_named(given):
     message = r"^stream=.* is no stream.*stream\.cuda_stream.*stream\.ptr.*stream\.handle"

@@ -1,6 +1,7 @@
 """What the headers of a file say against loading it, looked at in this process."""
 
 import os
+import random
 import stat
 import struct
 
@@ -85,6 +86,69 @@ def test_a_truncated_library_would_kill_the_process(path):
     assert flaw.words == f"is truncated: {path.stat().st_size} bytes of at least 1024"
     assert flaw.fatal
     assert flaw.deadly
+
+
+def linked(*segments):
+    """The headers of a shared library whose segments are (kind, offset, address, length)."""
+    table = b"".join(
+        SEGMENT.pack(kind, 0, offset, address, 0, length, length, 0)
+        for kind, offset, address, length in segments
+    )
+    fields = (3, 62, 1, 0, HEADER.size, 0, 0, HEADER.size, SEGMENT.size, len(segments), 0, 0, 0)
+    return HEADER.pack(b"\x7fELF", 2, 1, 1, 0, 0, *fields) + table
+
+
+CONTRADICTION = ("is damaged: its segments contradict each other", True)
+
+
+@pytest.mark.parametrize(
+    ("offset", "address", "length", "flaw"),
+    [
+        (100, 4096 + 100, 20, None),
+        (80, 4096 + 80, 40, None),  # all that is loaded there
+        (100, 8192 + 100, 20, CONTRADICTION),  # it is loaded elsewhere
+        (100, 2**64 - 8, 20, CONTRADICTION),
+        (100, 4096 + 100, 21, CONTRADICTION),  # not all of it is loaded
+        (79, 4096 + 79, 20, CONTRADICTION),
+        (2**63, 4096 + 100, 20, CONTRADICTION),
+        (100, 4096 + 100, 2**64 - 100, CONTRADICTION),
+    ],
+)
+def test_the_loaders_table_must_be_where_the_headers_say(path, offset, address, length, flaw):
+    """The loader looks for it there without any doubt, and dies."""
+    loaded = [(1, 0, 0, 40), (1, 80, 4096 + 80, 40)]
+    assert flaw_of(path, linked(*loaded, (2, offset, address, length))) == flaw
+    if flaw is not None:
+        assert find_flaw(str(path), "x86_64").deadly
+
+
+@pytest.mark.parametrize("offset", [185, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_table_beyond_the_end_of_the_file(path, offset):
+    damaged = library()[:32] + struct.pack("<Q", offset) + library()[40:]
+    assert flaw_of(path, damaged) == (
+        "is truncated: its table of segments is incomplete",
+        True,
+    )
+
+
+def test_a_table_of_gigabytes_is_not_read(path):
+    """65535 entries of 65535 bytes, in a file of no such length."""
+    damaged = library()[:54] + struct.pack("<HH", 0xFFFF, 0xFFFF) + library()[58:]
+    assert flaw_of(path, damaged)[0] == "is truncated: its table of segments is incomplete"
+
+
+def test_headers_of_any_damage_give_a_flaw_or_none(path):
+    rng = random.Random(20261122)
+    whole = linked((1, 0, 0, 232), (2, 64, 64, 56), (6, 64, 64, 168))
+    found = set()
+    for _ in range(500):
+        damaged = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        for _ in range(rng.randrange(1, 4)):
+            at = rng.randrange(0, max(len(damaged), 8), 8)
+            word = rng.choice([0, 1, 2**63 - 1, 2**63, 2**64 - 1, rng.getrandbits(64)])
+            damaged[at : at + rng.choice([1, 2, 4, 8])] = struct.pack("<Q", word)
+        found.add(flaw_of(path, bytes(damaged)))
+    assert len(found) > 10
 
 
 def test_flaws_of_files(tmp_path, path):

@@ -32,6 +32,7 @@ compiled = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("gcc"), reason="needs gcc and Linux"
 )
 
+ROOT = Path(__file__).parents[2]
 FAKE = r"""
 #include <stdint.h>
 #include <stdio.h>
@@ -369,6 +370,7 @@ def broken(tmp_path_factory, build):
         "aarch64": whole[:18] + b"\xb7\x00" + whole[20:],
         "bits32": whole[:4] + b"\x01" + whole[5:],
         "program": whole[:16] + b"\x01\x00" + whole[18:],
+        "far": whole[:32] + struct.pack("<Q", 2**63) + whole[40:],
     }
     for name, content in contents.items():
         (top / name).mkdir()
@@ -391,6 +393,7 @@ FLAWS = {
     "aarch64": "it is built for aarch64, this Python runs on x86_64",
     "bits32": "it is a 32-bit library, this Python is 64-bit",
     "program": "it is an ELF file but not a shared library",
+    "far": "it is truncated: its table of segments is incomplete",
     "link": "it is a link to nothing",
     "folder": "it cannot be read (Is a directory)",
     "pipe": "it is no file",
@@ -736,6 +739,131 @@ def test_the_loaders_cache_can_be_read():
     if not any(Path(folder, "ldconfig").exists() for folder in ("/sbin", "/usr/sbin")):
         pytest.skip("no ldconfig here")
     assert "libc.so.6 (" in read_loader_cache()
+
+
+# -- paths and words in any encoding --------------------------------------------------------------
+
+# Python would make UTF-8 of an ASCII locale by itself.
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+LOCALES = [ASCII, {"LC_ALL": "C.UTF-8"}]
+ASK = """
+import json
+import numpy as np
+import numba_swap as ns
+info = json.loads(json.dumps(ns.driver_info()))
+errors = []
+for _ in range(2):
+    try:
+        ns.swap_blocks(np.zeros((2, 2)), np.zeros((2, 2)), [[0, 1]])
+    except ns.DriverUnavailableError as error:
+        errors.append(str(error))
+        str(error).encode("utf-8")  # to be printed
+print(json.dumps([info, errors]))
+"""
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """A folder whose name is no UTF-8."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    return folder
+
+
+def ask(**environment):
+    result = subprocess.run(
+        [sys.executable, "-c", ASK],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@linux
+@pytest.mark.parametrize("locale", LOCALES)
+def test_a_damaged_library_in_a_folder_that_is_no_utf8(odd, locale):
+    (odd / "libcuda.so.1").write_bytes(elf()[:40])
+    info, errors = ask(LD_LIBRARY_PATH=str(odd), **locale)
+    assert not info["available"]
+    assert [c["candidate"] for c in info["candidates"]][1] == str(odd / "libcuda.so.1")
+    assert len(errors) == 2
+    for words in (*errors, info["reason"]):
+        assert "it is truncated"[3:] in words
+        assert r"\udcff\udce9/libcuda.so.1" in words
+
+
+@compiled
+@pytest.mark.parametrize("locale", LOCALES)
+def test_a_driver_in_a_folder_that_is_no_utf8(odd, build, locale):
+    shutil.copy(build(VERSION=12080) / "libcuda.so.1", odd)
+    result = run_cli("info", "--json", LD_LIBRARY_PATH=str(odd), **locale)
+    assert result.returncode == 0, result.stderr
+    info = json.loads(result.stdout)
+    assert info["mode"] == "batch"
+    assert info["library"] == str(odd / "libcuda.so.1")
+    info = json.loads(run_cli("info", "--json", "--driver", info["library"], **locale).stdout)
+    assert info["mode"] == "batch"
+
+
+@linux
+@pytest.mark.parametrize("locale", LOCALES)
+def test_programs_that_speak_in_another_encoding(tmp_path, odd, locale):
+    """`nvcc` and `ldconfig`, and what they are asked for comes out right all the same."""
+    (odd / "libcuda.so.1").write_bytes(elf())
+    nvcc = odd / "nvcc"
+    speech = b"Compilateur g\xe9n\xe9r\xe9, \xff\xfe, release 12.6, V12.6.20"
+    nvcc.write_bytes(b"#!/bin/sh\necho '" + speech + b"'\n")
+    nvcc.chmod(0o755)
+    line = b"\tlibcuda.so.1 (libc6,x86-64) => " + os.fsencode(odd) + b"/libcuda.so.1"
+    loader = tmp_path / "ldconfig"
+    loader.write_bytes(b"#!/bin/sh\necho '" + b"\xe9\n" + line + b"'\n")
+    loader.chmod(0o755)
+    code = f"""
+import json, subprocess
+run = subprocess.run
+def instead(command, **options):
+    if command[-1] == "-p":
+        command = [{str(loader)!r}, "-p"]
+    return run(command, **options)
+subprocess.run = instead
+from numba_swap.driver.search.candidates import find_candidates
+from numba_swap.driver.search.machine import find_toolkit
+print(json.dumps([[c.path for c in find_candidates({{}})], find_toolkit()]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **locale, "CUDA_HOME": "", "CUDA_PATH": "", "PATH": str(odd)},
+    )
+    assert result.returncode == 0, result.stderr
+    paths, toolkit = json.loads(result.stdout)
+    assert str(odd / "libcuda.so.1") in paths
+    assert toolkit == ["12.6", str(nvcc)]
+
+
+@linux
+def test_a_working_folder_that_somebody_has_removed(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os; os.rmdir(os.getcwd())\n" + ASK
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=gone,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": "/nothing:"},
+    )
+    assert result.returncode == 0, result.stderr
 
 
 # -- what else the machine tells ------------------------------------------------------------------

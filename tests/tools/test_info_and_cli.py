@@ -9,6 +9,7 @@ from rich.console import Console
 
 import numba_swap as ns
 from numba_swap.driver.search.machine import Machine
+from numba_swap.testing import Fault
 from numba_swap.tools.cli import main
 from numba_swap.tools.demo import compute_field, cut_tiles, format_demo, run_demo
 from numba_swap.tools.info.diagnosis import find_oddities
@@ -384,3 +385,77 @@ def test_unreadable_environment_is_an_error_that_names_it():
     result = run_cli("info", NUMBA_SWAP_DRIVER_VERSION="new")
     assert result.returncode == 2
     assert result.stderr.startswith("numba-swap: error: NUMBA_SWAP_DRIVER_VERSION: 'new' is not")
+
+
+# -- the kernel -----------------------------------------------------------------------------------
+
+NO_KERNEL = "Numba could not compile or load the kernel for device 0 (DriverCallError: [801]"
+
+
+@pytest.fixture
+def no_kernel():
+    """A GPU on which no kernel can be loaded."""
+    with ns.simulate(driver_version=(12, 4)) as gpu:
+        gpu.library.faults.add(Fault("cuModuleLoadData", 801, times=None))
+        yield gpu
+
+
+def test_info_of_a_kernel_that_was_not_loaded(no_kernel):
+    info = ns.driver_info()
+    assert info["kernel"]["usable"] is None
+    assert "not loaded in this process so far" in info["kernel"]["reason"]
+    assert info["mode"] == "kernel"  # what the driver allows
+    assert no_kernel.library.calls["cuModuleLoadData"] == 0
+
+
+@pytest.mark.parametrize("tried", ["by warm_up", "by info"])
+def test_info_of_a_kernel_that_could_not_be_loaded(no_kernel, tried):
+    if tried == "by warm_up":
+        with pytest.raises(ns.ModeUnavailableError):
+            ns.warm_up()
+    for try_kernel in (tried == "by info", False, True):
+        info = ns.driver_info(try_kernel=try_kernel)
+        assert info["kernel"]["usable"] is False
+        assert info["kernel"]["reason"].startswith(NO_KERNEL)
+        assert info["mode"] == "loop"
+        assert NO_KERNEL in info["reason"]
+        assert {swap["mode"] for swap in info["typical"]} == {"loop"}
+        assert info["newer_driver"] == "12.8 or newer: batch"
+    assert no_kernel.library.calls["cuModuleLoadData"] == 1
+
+
+def test_info_of_a_kernel_that_was_loaded():
+    with ns.simulate() as gpu:
+        assert ns.driver_info(try_kernel=True)["kernel"] == {"usable": True, "reason": None}
+        assert gpu.library.calls["cuModuleLoadData"] == 1
+        assert gpu.driver.probe(0)[0] == 0  # it leaves no context behind
+
+
+def test_info_of_a_kernel_that_the_driver_is_too_old_for():
+    with ns.simulate(driver_version=(11, 8)):
+        kernel = ns.driver_info(try_kernel=True)["kernel"]
+    assert kernel["usable"] is False
+    assert kernel["reason"].startswith("driver 11.8 is older than 12.0")
+
+
+def test_info_of_a_kernel_on_a_gpu_without_room_for_a_context():
+    with ns.simulate() as gpu:
+        gpu.library.faults.add(Fault("cuDevicePrimaryCtxRetain", 2, times=None))
+        info = ns.driver_info(try_kernel=True)
+    assert info["available"]
+    assert info["kernel"]["usable"] is None
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in info["kernel"]["reason"]
+
+
+def test_the_report_says_what_is_wrong_with_the_kernel(no_kernel, capsys):
+    assert main(["info"]) == 0
+    assert re.search(r"^ +kernel  not known  \(not loaded", capsys.readouterr().out, re.M)
+    assert main(["info", "--try-kernel"]) == 0
+    assert f"kernel  no  ({NO_KERNEL}" in capsys.readouterr().out
+
+
+def test_the_kernel_is_not_tried_with_a_driver_of_another_process(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["info", "--try-kernel", "--driver", "libcuda.so.1"])
+    assert end.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err

@@ -194,11 +194,11 @@ def read_loader_cache() -> str:
     for command in ("/sbin/ldconfig", "/usr/sbin/ldconfig", "ldconfig"):
         try:
             result = subprocess.run(  # noqa: S603 -- a constant
-                [command, "-p"], capture_output=True, text=True, timeout=10, check=False
+                [command, "-p"], capture_output=True, timeout=10, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             continue
-        return result.stdout
+        return os.fsdecode(result.stdout)  # of paths, which may be in any encoding
     return ""
 
 
@@ -223,13 +223,22 @@ def _linux(
     variable = environment.get("LD_LIBRARY_PATH", "")
     # Both separators count, and an empty entry is the working folder.
     folders = re.split("[:;]", variable) if variable else []
-    yield from files_in([folder or os.getcwd() for folder in folders], "LD_LIBRARY_PATH", True)
-    for line in cache.splitlines():
+    yield from files_in(
+        [folder or _working_folder() for folder in folders], "LD_LIBRARY_PATH", True
+    )
+    for line in cache.split("\n"):  # a path may hold what else ends a line
         match = _CACHE_LINE.fullmatch(line)
         if match:
             yield match.group(2), "loader's cache (ldconfig)", match.group(1) == "libcuda.so.1"
     yield from files_in(under_root(_SYSTEM_FOLDERS), "system folder", True)
     yield from files_in(under_root(_KNOWN_FOLDERS), "well-known folder", False)
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # somebody has removed it
+        return os.curdir
 
 
 def _windows(environment: Mapping[str, str]) -> Iterator[tuple[str, str, bool]]:
@@ -239,7 +248,7 @@ def _windows(environment: Mapping[str, str]) -> Iterator[tuple[str, str, bool]]:
         (os.path.join(windows, "System32"), "System32"),
         (os.path.join(windows, "System"), "System"),
         (windows, "Windows"),
-        (os.getcwd(), "working folder"),
+        (_working_folder(), "working folder"),
         *((folder, "PATH") for folder in environment.get("PATH", "").split(";") if folder),
     ]
     for folder, origin in folders:

@@ -16,7 +16,8 @@ from typing import BinaryIO, NamedTuple
 _MACHINES = {3: "x86", 21: "ppc64le", 40: "arm", 62: "x86_64", 183: "aarch64"}
 _HEADER = struct.Struct("<4sBBBBB7xHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
-_CLASS_64, _LITTLE_ENDIAN, _SHARED_OBJECT, _LOADED_SEGMENT = 2, 1, 3, 1
+_CLASS_64, _LITTLE_ENDIAN, _SHARED_OBJECT = 2, 1, 3
+_LOADED_SEGMENT, _DYNAMIC_SEGMENT = 1, 2
 
 
 class Flaw(NamedTuple):
@@ -79,6 +80,8 @@ def _flaw_of_contents(file: BinaryIO, machine: str) -> Flaw | None:
         return flaw
     fields = _HEADER.unpack(header)
     offset, size, count = fields[10], fields[14], fields[15]
+    if size < _SEGMENT.size or offset + size * count > status.st_size:
+        return Flaw("is truncated: its table of segments is incomplete", fatal=True)
     file.seek(offset)
     return _flaw_of_segments(file.read(size * count), size, count, status.st_size)
 
@@ -98,13 +101,21 @@ def _flaw_of_target(header: bytes, machine: str) -> Flaw | None:
 
 
 def _flaw_of_segments(table: bytes, size: int, count: int, file_size: int) -> Flaw | None:
-    if size < _SEGMENT.size or len(table) < size * count:
-        return Flaw("is truncated: its table of segments is incomplete", fatal=True)
-    needed = 0
+    loaded, linking = [], []
     for index in range(count):
-        kind, _, offset, _, _, length, *_ = _SEGMENT.unpack_from(table, index * size)
+        kind, _, offset, address, _, length, *_ = _SEGMENT.unpack_from(table, index * size)
         if kind == _LOADED_SEGMENT:
-            needed = max(needed, offset + length)
+            loaded.append((offset, address, length))
+        elif kind == _DYNAMIC_SEGMENT:
+            linking.append((offset, address, length))
+    needed = max((offset + length for offset, _, length in loaded), default=0)
     if needed > file_size:
         return Flaw(f"is truncated: {file_size} bytes of at least {needed}", True, deadly=True)
+    # The loader follows this one without looking whether it is there.
+    for offset, address, length in linking:
+        if not any(
+            start <= offset <= offset + length <= start + room and address - offset == base - start
+            for start, base, room in loaded
+        ):
+            return Flaw("is damaged: its segments contradict each other", True, deadly=True)
     return None

@@ -103,7 +103,12 @@ def find_toolkit(environment: Mapping[str, str] | None = None) -> tuple[str, str
         return None
     try:
         result = subprocess.run(  # noqa: S603 -- the user's own compiler
-            [nvcc, "--version"], capture_output=True, text=True, timeout=10, check=False
+            [nvcc, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",  # it may speak in any encoding
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

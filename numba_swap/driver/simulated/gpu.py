@@ -15,6 +15,7 @@ import numpy.typing as npt
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import enter_driver, leave_driver
 from numba_swap.driver.simulated import SimulatedLibrary
+from numba_swap.driver.simulated.interrupts import interrupts_kept
 from numba_swap.driver.simulated.memory import Kind
 from numba_swap.driver.version import DriverVersion, DriverVersionLike
 from numba_swap.errors import UnsupportedArrayError
@@ -238,8 +239,9 @@ def simulate(
     library.memory.pinned_limit = pinned_limit
     enter_driver(gpu.driver)
     try:
-        yield gpu
-        library.finish()
+        with interrupts_kept():
+            yield gpu
+            library.finish()
     finally:
         leave_driver(gpu.driver)
         # Also over an error from the body, which is most likely the consequence (code 999).

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from numba_swap.driver import abi
 from numba_swap.driver.entry_points import ProcAddress
 from numba_swap.driver.simulated.faults import FaultPlan
 from numba_swap.driver.simulated.functions import ERROR_NAMES, ERROR_UNKNOWN, Functions
+from numba_swap.driver.simulated.interrupts import callback, raise_interrupt
 from numba_swap.driver.simulated.memory import Allocation, Kind, SimulatedFailure
 from numba_swap.driver.simulated.timeline import Action, Graph, Stream
 from numba_swap.driver.version import DriverVersion
@@ -60,7 +62,7 @@ class SimulatedLibrary:
         Number of calls of each C function.
     faults : FaultPlan
         What is to fail.
-    internal_error : BaseException or None
+    internal_error : Exception or None
         The first Python exception inside a C function, which returned 999.
 
     Raises
@@ -71,6 +73,7 @@ class SimulatedLibrary:
 
     simulated = True
     found_via = "simulation"
+    raise_interrupt = staticmethod(raise_interrupt)
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class SimulatedLibrary:
         self.version = version
         self.calls: Counter[str] = Counter()
         self.faults = FaultPlan() if faults is None else faults
-        self.internal_error: BaseException | None = None
+        self.internal_error: Exception | None = None
         self.sticky_reported = False
         self._lock = threading.RLock()
         self._functions = Functions(version.encoded, devices)
@@ -120,33 +123,34 @@ class SimulatedLibrary:
             argtypes = (c_void_p, *argtypes[1:])
         method = getattr(self if symbol.startswith("cuGetProc") else self._functions, symbol)
 
-        def entry(*arguments: Any) -> int:
-            # Nothing may escape: ctypes would print it and return garbage.
-            with self._lock:
-                try:
-                    self.calls[name] += 1
-                    self._free_dead()
-                    fault = self.faults.due(name, arguments)
-                    if fault is not None:
-                        fault.strike(method, arguments)
-                        if fault.sticky:
-                            self._timeline.sticky, self.sticky_reported = fault.code, True
-                        return fault.code
-                    self._check_state(name)
-                    method(*arguments)
-                    self._check_sticky(name)
-                except SimulatedFailure as failure:
-                    return failure.code
-                except BaseException as error:  # noqa: BLE001, RUF100
-                    if self.internal_error is None:
-                        self.internal_error = error
-                    return ERROR_UNKNOWN
-                return abi.SUCCESS
-
-        function = ctypes.CFUNCTYPE(c_int, *argtypes)(entry)
+        call = functools.partial(self._call, name, method)
+        function = ctypes.CFUNCTYPE(c_int, *argtypes)(callback(call, ERROR_UNKNOWN))
         self.exports[symbol] = function
         address = ctypes.cast(function, c_void_p).value or 0
         self._revisions.setdefault(name, []).append((introduced, address))
+
+    def _call(self, name: str, method: Callable[..., None], *arguments: Any) -> int:
+        """Run a C function and return its code."""
+        with self._lock:
+            try:
+                self.calls[name] += 1
+                self._free_dead()
+                fault = self.faults.due(name, arguments)
+                if fault is not None:
+                    fault.strike(method, arguments)
+                    if fault.sticky:
+                        self._timeline.sticky, self.sticky_reported = fault.code, True
+                    return fault.code
+                self._check_state(name)
+                method(*arguments)
+                self._check_sticky(name)
+            except SimulatedFailure as failure:
+                return failure.code
+            except Exception as error:  # noqa: BLE001, RUF100
+                if self.internal_error is None:
+                    self.internal_error = error
+                return ERROR_UNKNOWN
+            return abi.SUCCESS
 
     def _check_state(self, name: str) -> None:
         if not self._functions.initialized and name not in _BEFORE_INIT:
@@ -225,8 +229,17 @@ class SimulatedLibrary:
         -------
         int
             Handle for ``cuLaunchKernel``.
+
+        Raises
+        ------
+        DriverCallError
+            If a fault was planned for ``cuModuleLoadData``, which real kernels are loaded by.
         """
-        with self._lock:
+        with self._host_call("cuModuleLoadData"):
+            self.calls["cuModuleLoadData"] += 1
+            fault = self.faults.due("cuModuleLoadData", ())
+            if fault is not None:
+                raise SimulatedFailure(fault.code)
             handle = next(self._timeline.handles)
             self._functions.kernels[handle] = (function, parameters)
             return handle
@@ -303,6 +316,7 @@ class SimulatedLibrary:
         Memory dropped since the last call is still there for it: that a program ends without
         waiting for its copies is no error, that it works on after dropping their memory is.
         """
+        raise_interrupt()
         with self._lock:
             if not self.sticky_reported:
                 self._timeline.synchronize()

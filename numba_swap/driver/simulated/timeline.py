@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from numba_swap.driver import abi
+from numba_swap.driver.simulated.interrupts import raise_interrupt, run_to_the_end
 from numba_swap.driver.simulated.memory import SimulatedFailure
 
 _CAPTURE_MERGE, _CAPTURE_UNMATCHED, _CAPTURE_UNJOINED = 902, 903, 904
@@ -194,13 +195,18 @@ class Timeline:
             stack.pop()
             if operation.done:
                 continue
-            action, operation.action, operation.depends = operation.action, None, ()
-            operation.done = True
+            raise_interrupt()
+            action, depends = operation.action, operation.depends
+            operation.action, operation.depends, operation.done = None, (), True
             if action is not None and not self.sticky:
                 try:
-                    action()
+                    run_to_the_end(action)
                 except SimulatedFailure as failure:
                     self.sticky = failure.code
+                except KeyboardInterrupt:  # by the action itself: it is still to be done
+                    operation.action, operation.depends, operation.done = action, depends, False
+                    raise
+        raise_interrupt()
 
     def query(self, event: Event) -> bool:
         """Return whether an event is over. If not, do its work, so that the next time it is.

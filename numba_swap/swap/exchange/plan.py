@@ -92,12 +92,13 @@ class ExchangePlan(Plan):
         if not (apart.forced or predict_pairs(costs, workloads, conditions) <= apart_us):
             return side_by_side  # without looking for pairs
         pairs = self._pairs
-        if pairs is None or (
-            pair_mode.why_not(pairs.pairs, conditions)
-            or pair_mode.load(launch.device)
-            or pair_mode.room(pairs.pairs, launch.device)
-        ):
+        if pairs is None or pair_mode.why_not(pairs.pairs, conditions):
             return side_by_side
+        obstacle = pair_mode.load(launch.device)
+        obstacle = obstacle or pair_mode.room(pairs.pairs, launch.device)
+        if obstacle is not None:
+            reason = f"{apart.reason}; not in pairs: {obstacle}"
+            return side_by_side._replace(decision=apart._replace(note=reason))
         selection = _select_pairs(pairs, apart, apart_us, launch, mode)
         if apart.forced or _time(selection.decision) <= apart_us:
             return selection

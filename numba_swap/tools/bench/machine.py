@@ -61,7 +61,7 @@ def _ask(*command: str) -> str | None:
     """Return what a program answers; None if it is not there, fails or hangs."""
     try:
         result = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=True, timeout=10
+            command, capture_output=True, text=True, errors="replace", check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None

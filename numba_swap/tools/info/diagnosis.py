@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numba_swap.copies.copies import Direction, no_copies
+from numba_swap.device.device import Device
 from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, reference_costs
 from numba_swap.dispatch.choice import decide
@@ -39,18 +40,24 @@ _COMPILER_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-nvjitlink")
 
 
 def choose_mode(
-    capabilities: Capabilities, costs: CostModel, swap: str = _TELLING
+    capabilities: Capabilities,
+    costs: CostModel,
+    swap: str = _TELLING,
+    kernel_failure: str | None = None,
 ) -> tuple[Mode | None, str]:
     """Return the mode that a typical swap of pinned and device memory would run, and why.
 
-    No mode means that the one forced cannot run. Nothing is compiled, and no driver is asked.
+    No mode means that the one forced cannot run. Nothing is compiled, and no driver is asked:
+    why the kernel could not be loaded, if so, must be given.
     """
     direction, copies, nbytes = _TYPICAL[swap]
     conditions = Conditions(capabilities)
 
     def why_not(mode: Mode) -> str | None:
-        # Nothing about memory stands in the way, only the driver speaks.
-        return MODES[mode].why_not(no_copies().ends, conditions)
+        # Nothing about memory stands in the way, only the driver and the compiler speak.
+        return MODES[mode].why_not(no_copies().ends, conditions) or (
+            kernel_failure if mode is Mode.KERNEL else None
+        )
 
     workload = uniform_workload(route_key(direction), copies, nbytes)
     try:
@@ -69,11 +76,13 @@ def costs_of(driver: Driver) -> CostModel:
         return reference_costs()
 
 
-def list_typical_swaps(capabilities: Capabilities, costs: CostModel) -> list[dict[str, Any]]:
+def list_typical_swaps(
+    capabilities: Capabilities, costs: CostModel, kernel_failure: str | None
+) -> list[dict[str, Any]]:
     """Return what would run for swaps of several sizes."""
     rows = []
     for swap in _TYPICAL:
-        mode, reason = choose_mode(capabilities, costs, swap)
+        mode, reason = choose_mode(capabilities, costs, swap, kernel_failure)
         rows.append({"swap": swap, "mode": mode and str(mode), "reason": reason})
     return rows
 
@@ -84,8 +93,33 @@ def describe_batch_copy(capabilities: Capabilities) -> dict[str, Any]:
     return {"usable": reason is None, "reason": reason}
 
 
+def describe_kernel(
+    capabilities: Capabilities, device: Device, *, try_it: bool
+) -> dict[str, bool | str | None]:
+    """Return whether the kernel can be used, as far as this process knows or is to try, and why."""
+    mode = MODES[Mode.KERNEL]
+    reason = mode.why_not(no_copies().ends, Conditions(capabilities))
+    if reason is not None:
+        return {"usable": False, "reason": reason}
+    if try_it:
+        try:
+            device.driver.initialize()
+            with device.driver.activate(device.primary_context):
+                mode.load(device)
+        except NumbaSwapError as error:  # no device, or no context on it
+            return {"usable": None, "reason": str(error)}
+    reason = device.kernel_failures.get("copy")
+    if reason is None and "copy" not in device.kernels:
+        reason = "not loaded in this process so far; numba-swap info --try-kernel tries"
+        return {"usable": None, "reason": reason}
+    return {"usable": reason is None, "reason": reason}
+
+
 def explain_newer_driver(
-    version: DriverVersion | None, mode: Mode | None, settings: Settings
+    version: DriverVersion | None,
+    mode: Mode | None,
+    settings: Settings,
+    kernel_failure: str | None = None,
 ) -> str:
     """Return in one sentence what would change with a newer driver, for many long copies.
 
@@ -97,13 +131,15 @@ def explain_newer_driver(
         The mode chosen now.
     settings : Settings
         What is forced.
+    kernel_failure : str, optional
+        Why the kernel could not be loaded.
     """
     changes = []
     for newer in _VERSIONS:
         if version is not None and newer < version:
             continue
         capabilities = _capabilities_at(newer, settings)
-        then, _ = choose_mode(capabilities, reference_costs())
+        then, _ = choose_mode(capabilities, reference_costs(), _TELLING, kernel_failure)
         if then is not None and then is not mode:
             changes.append(f"{newer} or newer: {then}")
             mode = then

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from numba_swap._version import __version__
+from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.conditions import driver_capabilities
 from numba_swap.dispatch.settings import Mode, Settings, current_settings
 from numba_swap.driver import abi
@@ -32,6 +33,7 @@ from numba_swap.tools.info.diagnosis import (
     choose_mode,
     costs_of,
     describe_batch_copy,
+    describe_kernel,
     explain_newer_driver,
     find_oddities,
     list_typical_swaps,
@@ -50,8 +52,14 @@ _TOOLKIT_PACKAGES = (
 )
 
 
-def driver_info() -> dict[str, Any]:
+def driver_info(*, try_kernel: bool = False) -> dict[str, Any]:
     """Describe the driver, ready for JSON. Never raises for want of a driver or a GPU.
+
+    Parameters
+    ----------
+    try_kernel : bool
+        Compile and load the kernel, if this process has not done so, to see whether that can be.
+        It makes the context of the first GPU, and takes seconds where Numba's cache has nothing.
 
     Returns
     -------
@@ -71,9 +79,11 @@ def driver_info() -> dict[str, Any]:
         ``found``, ``hidden`` if the pretended version would not have it, and ``explanation``.
         ``batch_copy`` : ``usable``, whether the driver's batch copy is there and can be used, and
         ``reason``, why not.
+        ``kernel`` : ``usable``, whether the kernel can be used on the first GPU (None if this
+        process has not tried to load it), and ``reason``, why not.
         ``devices`` : name, compute capability and multiprocessors of each.
         ``mode``, ``reason`` : what would be chosen for many blocks of 1 MiB from pinned to device
-        memory, and why. (The kernel is not compiled for this.) None where there is no driver.
+        memory, and why. None where there is no driver.
         ``typical`` : the same for swaps of several sizes, a dict of ``swap``, ``mode`` and
         ``reason`` each.
         ``newer_driver`` : how ``mode`` would change with a newer driver.
@@ -96,7 +106,7 @@ def driver_info() -> dict[str, Any]:
     ValueError
         If ``NUMBA_SWAP_MODE`` or ``NUMBA_SWAP_DRIVER_VERSION`` cannot be read.
     """
-    return _gather(current_driver, NvidiaLibrary, given=None)
+    return _gather(current_driver, NvidiaLibrary, given=None, try_kernel=try_kernel)
 
 
 def library_info(path: str) -> dict[str, Any]:
@@ -109,13 +119,15 @@ def library_info(path: str) -> dict[str, Any]:
     def library() -> NvidiaLibrary:
         return NvidiaLibrary(path)
 
-    return _gather(lambda: Driver(library()), library, given=os.path.abspath(path))
+    given = os.path.abspath(path)
+    return _gather(lambda: Driver(library()), library, given=given, try_kernel=False)
 
 
 def _gather(
     make_driver: Callable[[], Driver],
     make_library: Callable[[], DriverLibrary],
     given: str | None,
+    try_kernel: bool,
 ) -> dict[str, Any]:
     settings = current_settings()
     toolkit = find_toolkit()
@@ -133,6 +145,7 @@ def _gather(
         "proc_address": None,
         "entry_points": [],
         "batch_copy": {"usable": False, "reason": "there is no driver"},
+        "kernel": {"usable": False, "reason": "there is no driver"},
         "devices": [],
         "mode": None,
         "reason": None,
@@ -147,11 +160,13 @@ def _gather(
     }
     version: DriverVersion | None = None
     advice = ""
+    kernel_failure: str | None = None
     try:
         driver = make_driver()
         version = driver.version
         info.update(_describe_library(driver.library))
-        info.update(_describe_driver(driver, settings))
+        info.update(_describe_driver(driver, settings, try_kernel))
+        kernel_failure = devices_of(driver)[0].kernel_failures.get("copy")
         info["devices"] = [_describe_device(driver, i) for i in range(driver.device_count())]
         info["available"] = bool(info["devices"])
     except DriverUnavailableError as error:
@@ -167,7 +182,7 @@ def _gather(
         info["candidates"] = [{"candidate": info["library"], "error": str(error)}]
         info["reason"] = info["reason"] or str(error)
     mode = Mode(info["mode"]) if info["mode"] else None
-    info["newer_driver"] = explain_newer_driver(version, mode, settings)
+    info["newer_driver"] = explain_newer_driver(version, mode, settings, kernel_failure)
     if info["library"] and not info["simulated"]:
         info["library_kind"] = str(classify(info["library"]))
         release = find_release(info["library"])
@@ -189,9 +204,12 @@ def _describe_library(library: DriverLibrary) -> dict[str, Any]:
     }
 
 
-def _describe_driver(driver: Driver, settings: Settings) -> dict[str, Any]:
+def _describe_driver(driver: Driver, settings: Settings, try_kernel: bool) -> dict[str, Any]:
     capabilities, costs = driver_capabilities(driver, settings), costs_of(driver)
-    mode, reason = choose_mode(capabilities, costs)
+    device = devices_of(driver)[0]
+    kernel = describe_kernel(capabilities, device, try_it=try_kernel)
+    kernel_failure = device.kernel_failures.get("copy")
+    mode, reason = choose_mode(capabilities, costs, kernel_failure=kernel_failure)
     return {
         "driver_version": str(driver.version),
         "pretended_version": str(capabilities.version) if capabilities.pretended else None,
@@ -208,9 +226,10 @@ def _describe_driver(driver: Driver, settings: Settings) -> dict[str, Any]:
             for answer in driver.entry_points.answers.values()
         ],
         "batch_copy": describe_batch_copy(capabilities),
+        "kernel": kernel,
         "mode": mode and str(mode),
         "reason": reason,
-        "typical": list_typical_swaps(capabilities, costs),
+        "typical": list_typical_swaps(capabilities, costs, kernel_failure),
     }
 
 

@@ -89,6 +89,9 @@ def _driver_facts(info: Mapping[str, Any]) -> Iterator[tuple[str, str | None, st
     batch = info["batch_copy"]
     if info["driver_version"]:
         yield "batch copy", "yes" if batch["usable"] else "no", batch["reason"] or ""
+        kernel = info["kernel"]
+        usable = {True: "yes", False: "no", None: "not known"}[kernel["usable"]]
+        yield "kernel", usable, kernel["reason"] or ""
     missing = [
         f"{entry['name']} ({entry['explanation']})"
         for entry in info["entry_points"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from numba_swap.modes.kernel.sources import KernelName, source_of
+from numba_swap.native.disk_cache import cache_on_disk
 
 
 def compile_kernel(device: int, name: KernelName) -> int:
@@ -16,12 +17,9 @@ def compile_kernel(device: int, name: KernelName) -> int:
     if access.simulator_active:
         raise RuntimeError("NUMBA_ENABLE_CUDASIM is set, so Numba simulates kernels here")
     with cuda.gpus[device]:
-        signature, source = copy_source.KERNEL_SIGNATURE, source_of(name).kernel
-        try:
-            dispatcher = cuda.jit(signature, cache=True)(source)
-        except RuntimeError:  # neither the installation nor the home directory can be written
-            dispatcher = cuda.jit(signature)(source)
-        (kernel,) = dispatcher.overloads.values()
+        dispatcher = cuda.jit(source_of(name).kernel)
+        cache_on_disk(dispatcher)
+        kernel = dispatcher.compile(copy_source.KERNEL_SIGNATURE)
         function = kernel._codelibrary.get_cufunc()
     _keep.append((dispatcher, function))
     return int(function.handle)
