@@ -36,6 +36,14 @@ from numba_swap.errors import (
     NumbaSwapError,
     UnsupportedArrayError,
 )
+from numba_swap.swap.boxes import (
+    copy,
+    copy_boxes,
+    copy_many,
+    plan_boxes,
+    plan_copy,
+    plan_many,
+)
 from numba_swap.swap.exchange.plan import ExchangePlan
 from numba_swap.swap.exchange.verbs import exchange, plan_exchange
 from numba_swap.swap.plan import CopyPlan
@@ -71,13 +79,19 @@ __all__ = [
     "UnsupportedArrayError",
     "__version__",
     "calibrate",
+    "copy",
+    "copy_boxes",
+    "copy_many",
     "driver_info",
     "exchange",
     "explain_copy",
     "override",
     "plan_blocks",
+    "plan_boxes",
     "plan_cache",
+    "plan_copy",
     "plan_exchange",
+    "plan_many",
     "simulate",
     "swap_blocks",
     "swap_blocks_batch",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from numba_swap.copies.forms import Boxes, join_boxes
 from numba_swap.copies.provenance import Layers, Merged, Provenance, Rows, Selected
 from numba_swap.device.memory import Addresses, Allocation, MemoryKind
 from numba_swap.device.resources import PinnedBuffer
@@ -48,6 +49,8 @@ class Ends(NamedTuple):
         What keeps the memory alive.
     producer_streams : tuple of int
         Streams whose work on the arrays must come first.
+    strided : bool
+        Whether the copies are boxes, of rows that are not neighbours.
     """
 
     sources: tuple[Allocation, ...]
@@ -56,6 +59,7 @@ class Ends(NamedTuple):
     device: int | None
     owners: tuple[object, ...] = ()
     producer_streams: tuple[int, ...] = ()
+    strided: bool = False
 
     @classmethod
     def of(
@@ -68,6 +72,16 @@ class Ends(NamedTuple):
         """Return the ends in these allocations."""
         direction, device = _route(sources, destinations)
         return cls(sources, destinations, direction, device, owners, producer_streams)
+
+    @classmethod
+    def joined(cls, ends: Sequence[Ends]) -> Ends:
+        """Return the ends of several copies together."""
+        return cls.of(
+            tuple(dict.fromkeys(item for end in ends for item in end.sources)),
+            tuple(dict.fromkeys(item for end in ends for item in end.destinations)),
+            tuple(owner for end in ends for owner in end.owners),
+            tuple(dict.fromkeys(stream for end in ends for stream in end.producer_streams)),
+        )
 
     @property
     def allocations(self) -> tuple[Allocation, ...]:
@@ -134,7 +148,7 @@ class Copies:
     dst, src : ndarray of uint64, shape (n,)
         Addresses, one copy a row.
     size : int or ndarray of uint64, shape (n,)
-        Lengths in bytes; one number if all are equal.
+        Lengths in bytes; one number if all are equal. Of boxes, all their bytes.
     ends : Ends
         What they have in common.
     origin : Provenance
@@ -145,6 +159,8 @@ class Copies:
         All addresses and lengths or-ed, if known: low bits that are 0 here are 0 in all of them.
     mergeable : bool, optional
         Whether some may still have neighbours that continue them.
+    boxes : Boxes, optional
+        The forms of copies that are not contiguous.
 
     Attributes
     ----------
@@ -167,13 +183,15 @@ class Copies:
         table: PinnedTable | None = None,
         alignment_bits: int | None = None,
         mergeable: bool = False,
+        boxes: Boxes | None = None,
     ) -> None:
         self.dst = dst
         self.src = src
-        self.ends = ends
+        self.ends = ends if boxes is None or ends.strided else ends._replace(strided=True)
         self.origin = origin
         self.table = table
         self.mergeable = mergeable
+        self.boxes = boxes
         self._alignment_bits = alignment_bits
         self._sizes: Addresses | None = None
         if isinstance(size, int):
@@ -210,10 +228,9 @@ class Copies:
     def alignment_bits(self) -> int:
         """All addresses and lengths or-ed: low bits that are 0 here are 0 in all of them."""
         if self._alignment_bits is None:
-            columns = (self.dst, self.src, self.sizes)
-            self._alignment_bits = int(
-                np.bitwise_or.reduce([np.bitwise_or.reduce(column) for column in columns])
-            )
+            columns = [self.dst, self.src, *([] if self.boxes else [self.sizes])]
+            bits = int(np.bitwise_or.reduce([np.bitwise_or.reduce(c) for c in columns]))
+            self._alignment_bits = bits | self.boxes.alignment_bits if self.boxes else bits
         return self._alignment_bits
 
     def _aligned_bits(self) -> int | None:
@@ -244,6 +261,7 @@ class Copies:
             Selected(self.origin, chosen, others_run),
             alignment_bits=self._aligned_bits(),
             mergeable=self.mergeable,
+            boxes=self.boxes and self.boxes.select(rows),
         )
 
     def coalesced(self) -> Copies:
@@ -265,12 +283,22 @@ class Copies:
         )
 
     def without_identities(self) -> Copies:
-        """Leave out copies of a block onto itself: there is nothing to move."""
-        rows = np.flatnonzero(self.dst != self.src)
+        """Leave out copies of a block, or a box, onto itself: there is nothing to move."""
+        moved = self.dst != self.src
+        if self.boxes:
+            moved |= ~self.boxes.same_steps(len(self))
+        rows = np.flatnonzero(moved)
         return self if len(rows) == len(self) else self.select(rows, others_run=False)
 
     def driver_error(
-        self, function: str, code: int, name: str, index: int | None, most: int
+        self,
+        function: str,
+        code: int,
+        name: str,
+        index: int | None,
+        most: int,
+        *,
+        least: int | None = None,
     ) -> DriverCallError:
         """Make the error of a driver function that refused one of the copies.
 
@@ -282,17 +310,30 @@ class Copies:
             The copy that it refused, if it said so; those before were submitted.
         most : int
             Otherwise, how many copies have been submitted at most.
+        least : int, optional
+            How many were submitted for certain, if not all before the one refused.
         """
-        rows = self.origin.rows(most if index is None else index)
+        begun = most if index is None else index
+        if index is not None and self.boxes is not None:
+            begun += 1  # a box may take several copies of the driver
+        rows = self.origin.rows(begun)
         if index is None:
             note = "Which copies were submitted is not known"
             note += f": none from copy {most} on." if most < len(self) else "."
             return DriverCallError(function, code, name, None, note, submitted_rows=rows)
         copy = self.origin.describe(index)
-        note = (
-            f"At fault is {copy}; the {index} copies before it were submitted, the rest were not."
-        )
-        return DriverCallError(function, code, name, index, note, copy, index, rows)
+        certain = index if least is None else least
+        note = f"At fault is {copy}; the {certain} copies before it were submitted"
+        if certain < index:
+            note = (
+                f"At fault is {copy}; of the {index} copies before it {certain} were submitted, "
+                f"the others perhaps"
+            )
+        note += ", the rest were not."
+        if self.boxes is not None and self.boxes.of_each("driver_axes", len(self))[index] < 2:
+            note += " Of it, some rows may have been."
+        submitted = index if certain == index else None
+        return DriverCallError(function, code, name, index, note, copy, submitted, rows)
 
 
 class Pairs:
@@ -375,19 +416,14 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
         return parts[0]
     if not parts:
         return no_copies()
-    ends = [part.ends for part in parts]
     return Copies(
         np.concatenate([part.dst for part in parts]),
         np.concatenate([part.src for part in parts]),
         _common_size(parts),
-        Ends.of(
-            tuple(dict.fromkeys(item for end in ends for item in end.sources)),
-            tuple(dict.fromkeys(item for end in ends for item in end.destinations)),
-            tuple(owner for end in ends for owner in end.owners),
-            tuple(dict.fromkeys(stream for end in ends for stream in end.producer_streams)),
-        ),
+        Ends.joined([part.ends for part in parts]),
         Layers([part.origin for part in parts], np.cumsum([len(part) for part in parts])),
         mergeable=any(part.mergeable for part in parts),
+        boxes=join_boxes([(part.boxes, part.size, len(part)) for part in parts]),
     )
 
 

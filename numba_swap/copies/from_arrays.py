@@ -11,7 +11,7 @@ import numpy.typing as npt
 from numba_swap import native
 from numba_swap.copies.block_array import BlockArray
 from numba_swap.copies.copies import Copies, Ends, PinnedTable, concatenate, merge, no_copies
-from numba_swap.copies.hazards import check_hazards
+from numba_swap.copies.hazards import check_hazards, check_within, inner_bounds, spans_meet
 from numba_swap.copies.inputs.mapping import Integers, read_integers
 from numba_swap.copies.layers import NAMES, ArgumentNames, LayerPair, device_of, read_arrays
 from numba_swap.copies.provenance import Merged, Provenance
@@ -173,15 +173,13 @@ class _Rows(NamedTuple):
             sources = self._ask(src, src_column, origin)
             destinations = self._ask(dst, dst_column, origin)
             ends = Ends.of(sources, destinations, ends.owners, ends.producer_streams)
-        bounds = _inner_bounds(sources, destinations)
+        bounds = inner_bounds(sources, destinations)
         if kept is None and not self.in_order:
             count = len(dst_column)
             (dst_column, src_column, size), first = merge(dst_column, src_column, size, bounds)
             if first is not None:
                 origin = Merged(origin, first, layout.run_bytes, count)
-        if bounds.size:
-            _check_within(dst_column, src_column, size, bounds, f"{src.name} and {dst.name}")
-        return Copies(
+        copies = Copies(
             dst_column,
             src_column,
             size,
@@ -191,6 +189,14 @@ class _Rows(NamedTuple):
             alignment_bits=pair.alignment_bits,
             mergeable=self.in_order and (bool(found) or not contiguous),
         )
+        if bounds.size:
+
+            def describe(index: int) -> tuple[str, int | None]:
+                return copies.origin.describe(index), copies.origin.row(index)
+
+            for column in (dst_column, src_column):
+                check_within(column, column + copies.sizes, bounds, describe)
+        return copies
 
     def _ask(
         self, array: BlockArray, column: Addresses, origin: Provenance
@@ -270,40 +276,9 @@ def _refuse_read_and_written(mapping: Integers, name: str) -> None:
         )
 
 
-def _check_within(
-    dst: Addresses, src: Addresses, size: Addresses | int, bounds: Addresses, name: str
-) -> None:
-    """Refuse copies over the end of one allocation into the next, as the driver would.
-
-    `bounds` are sorted.
-    """
-    length = np.asarray(size, dtype=np.uint64)
-    for column in (dst, src):
-        after = np.searchsorted(bounds, column, side="right")
-        following = bounds[np.minimum(after, len(bounds) - 1)]
-        over = (after < len(bounds)) & (column + length > following)
-        if over.any():
-            where = np.argmax(over)
-            raise BadPlanError(
-                f"{name}: a copy at {int(column[where]):#x} runs over {int(following[where]):#x}, "
-                "where one registration (pinning) of host memory ends and another begins: "
-                "register the blocks whole"
-            )
-
-
 def _expand(begins: Addresses, offsets: npt.NDArray[np.int64]) -> Addresses:
     """Return the address of every run of every block, in memory of its own."""
     return (begins[:, None] + offsets.astype(np.uint64)).ravel()
-
-
-def _inner_bounds(*sides: tuple[Allocation, ...]) -> Addresses:
-    """Return where an array passes from one allocation into the next: no copy may span that.
-
-    Chunks of device memory are none.
-    """
-    hosts = [side for side in sides if len(side) > 1 and side[0].kind is not MemoryKind.DEVICE]
-    bounds = {bound for side in hosts for a in side for bound in (a.start, a.stop)}
-    return np.array(sorted(bounds), dtype=np.uint64)
 
 
 def _lies_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
@@ -319,19 +294,9 @@ def _arrays_overlap(layers: Sequence[LayerPair]) -> bool:
         (pair,) = layers
         (src_start, src_stop), (dst_start, dst_stop) = pair.src.span, pair.dst.span
         return src_start < dst_stop and dst_start < src_stop and not pair.same_blocks
-    spans = sorted(
+    return spans_meet(
         (*array.span, written)
         for pair in layers
         for array, written in ((pair.src, False), (pair.dst, True))
-        if array.span[0] < array.span[1]
-        and (written or not (pair.same_blocks and _lies_within(pair.src.span, pair.dst.span)))
+        if written or not (pair.same_blocks and _lies_within(pair.src.span, pair.dst.span))
     )
-    read_until = written_until = 0
-    for start, stop, written in spans:
-        if start < written_until or (written and start < read_until):
-            return True
-        if written:
-            written_until = max(written_until, stop)
-        else:
-            read_until = max(read_until, stop)
-    return False

@@ -11,14 +11,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from numba_swap.copies.forms import Axis, join_axes, step_offsets
 from numba_swap.copies.inputs.arrays import ArrayView
 from numba_swap.errors import BadArgumentError, BadPlanError, brief
 
 Offsets: TypeAlias = npt.NDArray[np.int64]
 Lengths: TypeAlias = tuple[int, ...]
-
-# Axes as (length, bytes between elements at the source, the same at the destination).
-_Axis = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,9 @@ def _match_layouts(
         order = sorted(
             zip(src_block, src_inner, dst_inner, strict=True), key=lambda axis: -abs(axis[2])
         )
-        axes = _join_axes([*order, (src_itemsize, 1, 1)])
+        axes = join_axes([*order, (src_itemsize, 1, 1)])
     else:
-        axes = _join_axes(
+        axes = join_axes(
             _common_axes(
                 [*zip(src_block, src_inner, strict=True), (src_itemsize, 1)],
                 [*zip(dst_block, dst_inner, strict=True), (dst_itemsize, 1)],
@@ -129,8 +127,8 @@ def _match_layouts(
             f"elements of a destination block may share memory (runs of {run_bytes} bytes, strides "
             f"{dst_inner}); a broadcast or sliding view cannot be a destination"
         )
-    src_offsets = _offsets([(n, step) for n, step, _ in outer])
-    dst_offsets = _offsets(dst_axes)
+    src_offsets = step_offsets([(n, step) for n, step, _ in outer])
+    dst_offsets = step_offsets(dst_axes)
     src_step, dst_step = src_strides[block_axis], dst_strides[block_axis]
     bits = run_bytes | src_step | dst_step
     for offsets in (src_offsets, dst_offsets):
@@ -158,10 +156,10 @@ def _without_axis(
     return shape[:axis] + shape[axis + 1 :], strides[:axis] + strides[axis + 1 :]
 
 
-def _common_axes(src: list[tuple[int, int]], dst: list[tuple[int, int]]) -> list[_Axis]:
+def _common_axes(src: list[tuple[int, int]], dst: list[tuple[int, int]]) -> list[Axis]:
     """Split the axes of both sides, from the innermost outwards, until their lengths agree."""
     src, dst = _join_side(src), _join_side(dst)
-    axes: list[_Axis] = []
+    axes: list[Axis] = []
     while src and dst:
         (n, src_step), (m, dst_step) = src.pop(), dst.pop()
         length = min(n, m)
@@ -179,24 +177,7 @@ def _common_axes(src: list[tuple[int, int]], dst: list[tuple[int, int]]) -> list
 
 
 def _join_side(axes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [(n, step) for n, step, _ in _join_axes([(n, step, step) for n, step in axes])]
-
-
-def _join_axes(axes: list[_Axis]) -> list[_Axis]:
-    """Drop axes of one element, and join neighbours without a gap at either end."""
-    joined: list[_Axis] = []
-    for axis in axes:
-        if axis[0] == 1:
-            continue
-        if joined:
-            n, src_step, dst_step = joined[-1]
-            if src_step == axis[0] * axis[1] and dst_step == axis[0] * axis[2]:
-                joined[-1] = (n * axis[0], axis[1], axis[2])
-                continue
-        joined.append(axis)
-    if not joined or joined[-1][1:] != (1, 1):
-        joined.append((1, 1, 1))  # elements of one byte that are not neighbours
-    return joined
+    return [(n, step) for n, step, _ in join_axes([(n, step, step) for n, step in axes])]
 
 
 def may_overlap(axes: Sequence[tuple[int, int]], run_bytes: int) -> bool:
@@ -207,10 +188,3 @@ def may_overlap(axes: Sequence[tuple[int, int]], run_bytes: int) -> bool:
             return True
         reach += (length - 1) * abs(step)
     return False
-
-
-def _offsets(axes: Sequence[tuple[int, int]]) -> Offsets:
-    offsets = np.zeros(1, dtype=np.int64)
-    for length, step in axes:
-        offsets = (offsets[:, None] + np.arange(length, dtype=np.int64) * step).ravel()
-    return offsets

@@ -314,6 +314,76 @@ class Merged(NamedTuple):
         return start + inside, offset - (int(ends[inside - 1]) if inside else 0)
 
 
+class BoxRows(NamedTuple):
+    """Copies of boxes between two arrays.
+
+    Attributes
+    ----------
+    row_of : ndarray of int64
+        The row of the origins behind each copy, in rising order.
+    src_origins, dst_origins : ndarray of int64
+        What the user gave.
+    """
+
+    row_of: Integers
+    src_origins: Integers
+    dst_origins: Integers
+
+    def describe(self, index: int, offset: int | None = None) -> str:
+        """Name the row, with both origins."""
+        return self.describe_row(self.row(index))
+
+    def describe_row(self, row: int) -> str:
+        """Name a row, with both origins."""
+        src, dst = (
+            tuple(origins[row].tolist()) for origins in (self.src_origins, self.dst_origins)
+        )
+        return f"box {row} (from {src} to {dst})"
+
+    def describe_merged(self, start: int, stop: int) -> str:
+        """Name the first row and the last."""
+        return f"{self.describe(start)} to {self.describe(stop - 1)}"
+
+    def row(self, index: int, offset: int = 0) -> int:
+        """Return the row of the origins."""
+        return int(self.row_of[index])
+
+    def rows(self, count: int) -> Sequence[int]:
+        """Return rows of the origins."""
+        return range(int(self.row_of[count - 1]) + 1 if count else 0)
+
+
+class PairRows(NamedTuple):
+    """Copies between pairs of views.
+
+    Attributes
+    ----------
+    row_of : ndarray of int64
+        The pair behind each copy, in rising order.
+    names : sequence of str
+        What the user calls each pair.
+    """
+
+    row_of: Integers
+    names: Sequence[str]
+
+    def describe(self, index: int, offset: int | None = None) -> str:
+        """Name the pair."""
+        return self.names[self.row(index)]
+
+    def describe_merged(self, start: int, stop: int) -> str:
+        """Name the first pair and the last."""
+        return f"{self.describe(start)} to {self.describe(stop - 1)}"
+
+    def row(self, index: int, offset: int = 0) -> int:
+        """Return the index of the pair."""
+        return int(self.row_of[index])
+
+    def rows(self, count: int) -> Sequence[int]:
+        """Return the indices of the pairs."""
+        return range(int(self.row_of[count - 1]) + 1 if count else 0)
+
+
 def _first_and_more(origin: Provenance, start: int, stop: int) -> str:
     more = stop - start - 1
     words = origin.describe(start)

@@ -84,7 +84,7 @@ def allocations_of_addresses(
 def allocations_of_runs(
     driver: Driver,
     addresses: Addresses,
-    nbytes: int,
+    nbytes: int | Addresses,
     allocations: tuple[Allocation, ...],
     describe: Callable[[int], tuple[str, int | None]],
 ) -> tuple[Allocation, ...]:
@@ -96,8 +96,8 @@ def allocations_of_runs(
         Whom to ask.
     addresses : ndarray of uint64
         Where each run begins.
-    nbytes : int
-        Bytes of a run, not 0.
+    nbytes : int or ndarray of uint64
+        Bytes of every run, or of each; not 0.
     allocations : tuple of Allocation
         What is known of the array's memory.
     describe : callable
@@ -114,13 +114,14 @@ def allocations_of_runs(
         If a run is not wholly inside one of these, or one row of chunks; the message names it.
     """
     ordinary = [(a.start, a.stop) for a in allocations if a.kind is MemoryKind.PAGEABLE]
-    sizes = np.full(len(addresses), nbytes, dtype=np.uint64)
+    sizes = np.broadcast_to(np.asarray(nbytes, dtype=np.uint64), addresses.shape).copy()
     try:
         found = _ask(driver, addresses, sizes, ordinary)
     except _Trouble as trouble:
         words, row = describe(trouble.index)
         start = int(addresses[trouble.index])
-        raise BadPlanError(_tell(trouble, words, start, nbytes), row) from None
+        size = int(sizes[trouble.index])
+        raise BadPlanError(_tell(trouble, words, start, size), row) from None
     if not ordinary:
         return allocations
     registered = found[found[:, 0] != 0]

@@ -22,6 +22,8 @@ class Device:
         Why others could not be loaded: each is tried once in a process.
     costs : object or None
         What copies cost here, for `dispatch.calibration`, which finds that out.
+    choices : dict
+        How copies like some are run here, for `swap.select`; empty again when costs change.
     tuning : Tuning
         The figures of this machine.
     capabilities : dict
@@ -34,6 +36,7 @@ class Device:
         self.kernels: dict[str, int] = {}
         self.kernel_failures: dict[str, str] = {}
         self.costs: object | None = None
+        self.choices: dict[object, object] = {}
         self.tuning: Tuning = SIMULATED_TUNING if driver.simulated else DEFAULT_TUNING
         self.capabilities: dict[DriverVersion | None, object] = {}
         self._attributes: dict[int, int] = {}

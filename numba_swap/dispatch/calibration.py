@@ -40,7 +40,7 @@ from numba_swap.errors import CalibrationError
 
 _log = logging.getLogger("numba_swap")
 
-SCHEMA = "numba_swap calibration 1"
+SCHEMA = "numba_swap calibration 2"
 CACHE_VARIABLE = "NUMBA_SWAP_CACHE_DIR"
 REFERENCE = "reference_costs.json"
 
@@ -69,7 +69,7 @@ _is_column = list_of(_is_cost, CLASSES)
 _is_table = map_of(
     fields(
         {
-            **dict.fromkeys(("start_us", "fork_us", "full_blocks"), _is_cost),
+            **dict.fromkeys(("start_us", "fork_us", "full_blocks", "call_us"), _is_cost),
             **dict.fromkeys(("copy_us", "megabyte_us"), _is_column),
         },
         more=True,
@@ -234,6 +234,7 @@ def find_costs(device: Device) -> CostModel:
 def use_costs(device: Device, costs: CostModel) -> None:
     """Choose by other costs from now on."""
     device.costs = costs
+    device.choices = {}
     device.tuning = costs.tuning
 
 

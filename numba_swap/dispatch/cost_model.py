@@ -10,12 +10,14 @@ in each class: mixed sizes are judged by what is really copied.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from numba_swap.copies.copies import Copies, Direction, Ends
+from numba_swap.copies.forms import Boxes
 from numba_swap.device.memory import Addresses, MemoryKind
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
 from numba_swap.dispatch.settings import Mode
@@ -26,9 +28,19 @@ CLASS_EDGES = (4 << 10, 28 << 10, 128 << 10)
 CLASSES = len(CLASS_EDGES) + 1
 _EDGES = np.array(CLASS_EDGES, dtype=np.uint64)
 
+# The same for the rows of boxes: a copy engine takes some 10 ns a row, whatever its length, so that
+# boxes of short rows are slow (H100, driver 580).
+ROW_EDGES = (192, 448, 896)
+_ALL_AXES = 2  # see `Form.driver_axes`
+
 # Routes that are measured. Copies within the host, and those of several directions in one piece,
-# are not: they count as one that is.
-ROUTES = ("h2d", "d2h", "d2d", "h2d pageable", "d2h pageable")
+# are not: they count as one that is. Boxes have routes of their own, and so have boxes of which an
+# address or a length is no multiple of 16 bytes.
+PLAIN_ROUTES = ("h2d", "d2h", "d2d", "h2d pageable", "d2h pageable")
+BOX_ROUTES = tuple(
+    f"{route} {kind}" for route in ("h2d", "d2h", "d2d") for kind in ("boxes", "odd boxes")
+)
+ROUTES = PLAIN_ROUTES + BOX_ROUTES
 _MEASURED_AS = {
     Direction.H2D: "h2d",
     Direction.D2H: "d2h",
@@ -70,9 +82,11 @@ class Workload(NamedTuple):
     terms : tuple of (int, int, int)
         For each class of lengths that occurs: the class, how many copies, how many bytes.
     copies, nbytes : int
-        The sums of these.
+        How many copies, and how many bytes in all.
     alignment_bits : int
         All addresses and lengths or-ed.
+    calls : int
+        Of boxes, whose terms count rows, how many copies of the driver they take; else 0.
     """
 
     route: str
@@ -80,6 +94,7 @@ class Workload(NamedTuple):
     copies: int
     nbytes: int
     alignment_bits: int = 0
+    calls: int = 0
 
 
 def class_of(nbytes: int) -> int:
@@ -110,12 +125,41 @@ def workload_of(copies: Copies) -> Workload:
     workload: Workload | None = copies.memo.get(Workload)
     if workload is None:
         route, bits = route_of(copies.ends), copies.alignment_bits
-        if copies.uniform:
+        if copies.boxes is not None:
+            workload = _workload_of_boxes(copies, copies.boxes)
+        elif copies.uniform:
             workload = uniform_workload(route, len(copies), copies.uniform, bits)
         else:
             workload = workload_of_sizes(route, copies.sizes, bits)
         copies.memo[Workload] = workload
     return workload
+
+
+def _workload_of_boxes(copies: Copies, boxes: Boxes) -> Workload:
+    """Return the workload of boxes: what they cost goes by the length of their rows."""
+    each = [len(copies)]
+    if len(boxes.which):
+        each = np.bincount(boxes.which, minlength=len(boxes.forms)).tolist()
+    in_class = [[0, 0] for _ in range(CLASSES)]
+    calls = 0
+    for (row_bytes, rows, planes, *_, axes, _, _), count in zip(
+        boxes.forms.tolist(), each, strict=True
+    ):
+        term = in_class[bisect_right(ROW_EDGES, row_bytes)]
+        term[0] += rows * planes * count
+        term[1] += row_bytes * rows * planes * count
+        calls += count * (1 if axes == _ALL_AXES else planes * (1 if axes else rows))
+    terms = tuple((i, rows, nbytes) for i, (rows, nbytes) in enumerate(in_class) if rows)
+    bits = copies.alignment_bits
+    kind = "odd boxes" if bits & 15 else "boxes"
+    return Workload(
+        f"{_MEASURED_AS[copies.direction]} {kind}",
+        terms,
+        len(copies),
+        copies.nbytes,
+        bits,
+        calls,
+    )
 
 
 def split_workload(workload: Workload, edge: int) -> tuple[Workload, Workload]:
@@ -145,6 +189,8 @@ class ModeCost(NamedTuple):
         A copy, for each class of lengths.
     megabyte_us : tuple of float
         A million bytes, for each class of lengths.
+    call_us : float
+        Of boxes, a copy of the driver; then `copy_us` is the time of a row.
     full_blocks : float
         Of a kernel: as many thread blocks as its time a byte needs; fewer take longer in
         proportion. 0 for the other modes.
@@ -155,6 +201,7 @@ class ModeCost(NamedTuple):
     copy_us: tuple[float, ...]
     megabyte_us: tuple[float, ...]
     full_blocks: float = 0.0
+    call_us: float = 0.0
 
     def predict_us(
         self,
@@ -178,6 +225,7 @@ class ModeCost(NamedTuple):
             The most thread blocks of a kernel.
         """
         time = self.start_us + self.fork_us if forked else self.start_us
+        time += workload.calls * self.call_us
         moving = 0.0
         copy_us, megabyte_us = self.copy_us, self.megabyte_us
         for i, count, nbytes in workload.terms:
@@ -186,7 +234,7 @@ class ModeCost(NamedTuple):
         moving *= 1e-6
         if self.full_blocks:
             bits = workload.alignment_bits
-            if bits & 15:
+            if bits & 15 and not workload.calls:
                 moving *= tuning.odd_factor if bits & 3 else tuning.unaligned_factor
             if max_blocks is not None and max_blocks < self.full_blocks:
                 moving *= self.full_blocks / max_blocks

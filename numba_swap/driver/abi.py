@@ -3,7 +3,8 @@
 Every entry point is asked for at one constant version. That version *is* the ABI: CUDA 13 gives
 the name ``cuMemcpyBatchAsync`` to a function of 8 parameters when asked at 13000, and to the one
 of 9 parameters declared here when asked at 12080, on every driver from 12.8 on. Asking at the
-version that happens to be installed would change the prototype under our feet.
+version that happens to be installed would change the prototype under our feet. The batch of strided
+copies, ``cuMemcpy3DBatchAsync``, has two such ABIs as well, of 5 and of 4 parameters.
 
 Source: ``cuda.h`` and ``cudaTypedefs.h`` of CUDA 12.9 and 13.0 (the ``PFN_..._vNNNNN`` types).
 """
@@ -41,6 +42,7 @@ PROC_ADDRESS_DEFAULT = 0
 # CUmemorytype
 MEMORYTYPE_HOST = 1
 MEMORYTYPE_DEVICE = 2
+MEMORYTYPE_UNIFIED = 4
 
 # CUpointer_attribute
 POINTER_MEMORY_TYPE = 2
@@ -72,6 +74,9 @@ MEM_HOST_ALLOC_PORTABLE = 1
 # CUmemcpySrcAccessOrder: the source is read when the stream reaches the copy, not before.
 SRC_ACCESS_ORDER_STREAM = 1
 
+# CUmemcpy3DOperandType: memory at an address, no CUDA array.
+OPERAND_TYPE_POINTER = 1
+
 SIZE_MAX = ctypes.c_size_t(-1).value
 
 
@@ -88,6 +93,68 @@ class MemcpyAttributes(ctypes.Structure):
         ("src_access_order", c_int),
         ("src_loc_hint", MemLocation),
         ("dst_loc_hint", MemLocation),
+        ("flags", c_uint),
+    )
+
+
+class Memcpy3D(ctypes.Structure):
+    """``CUDA_MEMCPY3D``, as it is since 3.2: one copy of rows in planes, all lengths in bytes."""
+
+    _fields_ = (
+        ("src_x_in_bytes", c_size_t),
+        ("src_y", c_size_t),
+        ("src_z", c_size_t),
+        ("src_lod", c_size_t),
+        ("src_memory_type", c_int),
+        ("src_host", c_void_p),
+        ("src_device", c_uint64),
+        ("src_array", c_void_p),
+        ("reserved0", c_void_p),
+        ("src_pitch", c_size_t),
+        ("src_height", c_size_t),
+        ("dst_x_in_bytes", c_size_t),
+        ("dst_y", c_size_t),
+        ("dst_z", c_size_t),
+        ("dst_lod", c_size_t),
+        ("dst_memory_type", c_int),
+        ("dst_host", c_void_p),
+        ("dst_device", c_uint64),
+        ("dst_array", c_void_p),
+        ("reserved1", c_void_p),
+        ("dst_pitch", c_size_t),
+        ("dst_height", c_size_t),
+        ("width_in_bytes", c_size_t),
+        ("height", c_size_t),
+        ("depth", c_size_t),
+    )
+
+
+class Extent3D(ctypes.Structure):
+    """``CUextent3D``; of memory at an address the width is in bytes."""
+
+    _fields_ = (("width", c_size_t), ("height", c_size_t), ("depth", c_size_t))
+
+
+class Memcpy3DOperand(ctypes.Structure):
+    """``CUmemcpy3DOperand``, with that member of its union which stands for an address."""
+
+    _fields_ = (
+        ("type", c_int),
+        ("address", c_uint64),
+        ("row_length", c_size_t),
+        ("layer_height", c_size_t),
+        ("loc_hint", MemLocation),
+    )
+
+
+class Memcpy3DBatchOp(ctypes.Structure):
+    """``CUDA_MEMCPY3D_BATCH_OP``, the same in 12.8 and 13.0."""
+
+    _fields_ = (
+        ("src", Memcpy3DOperand),
+        ("dst", Memcpy3DOperand),
+        ("extent", Extent3D),
+        ("src_access_order", c_int),
         ("flags", c_uint),
     )
 
@@ -147,6 +214,19 @@ MEMCPY_BATCH_ASYNC = Prototype(
     essential=False,
 )
 
+MEMCPY_3D_BATCH_ASYNC = Prototype(
+    "cuMemcpy3DBatchAsync",
+    12080,
+    (
+        c_size_t,  # numOps
+        POINTER(Memcpy3DBatchOp),  # opList
+        POINTER(c_size_t),  # failIdx
+        c_uint64,  # flags
+        _HANDLE,  # hStream
+    ),
+    essential=False,
+)
+
 PROTOTYPES: dict[str, Prototype] = {
     prototype.name: prototype
     for prototype in (
@@ -171,6 +251,8 @@ PROTOTYPES: dict[str, Prototype] = {
         Prototype("cuMemRelease", 10020, (c_uint64,), essential=False),
         Prototype("cuMemcpyAsync", 4000, (_ADDRESS, _ADDRESS, c_size_t, _HANDLE)),
         MEMCPY_BATCH_ASYNC,
+        Prototype("cuMemcpy3DAsync", 3020, (POINTER(Memcpy3D), _HANDLE)),
+        MEMCPY_3D_BATCH_ASYNC,
         Prototype("cuStreamCreate", 2000, (POINTER(_HANDLE), c_uint)),
         Prototype("cuStreamGetCtx", 9020, (_HANDLE, POINTER(_HANDLE))),
         Prototype("cuStreamWaitEvent", 3020, (_HANDLE, _HANDLE, c_uint)),

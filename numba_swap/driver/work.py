@@ -75,6 +75,43 @@ class WorkCalls(DriverBase):
         )
         return code, index
 
+    def memcpy_boxes_loop(
+        self, dst: Any, src: Any, forms: Any, which: Any, stream: int
+    ) -> tuple[int, int]:
+        """Submit boxes one by one, in one compiled loop; see `native.boxes.memcpy_loop`."""
+        code, index = native.boxes.memcpy_loop(*self._box_functions, dst, src, forms, which, stream)
+        return code, index
+
+    @functools.cached_property
+    def _box_functions(self) -> tuple[int, int]:
+        return self.address("cuMemcpy3DAsync"), self.address("cuMemcpyAsync")
+
+    def memcpy_boxes_batch(
+        self, operations: int, count: int, stream: int
+    ) -> tuple[int, int | None]:
+        """Submit many strided copies in one call.
+
+        Parameters
+        ----------
+        operations : int
+            Address of `count` operations, as `native.boxes.fill_operations` writes them.
+        count : int
+            Their number, at least 1.
+        stream : int
+            Any stream but the legacy default one.
+
+        Returns
+        -------
+        code : int
+            The driver's return code.
+        failing_operation : int or None
+            The operation at fault; None unless the driver wrote a usable index.
+        """
+        fail_index = c_size_t(abi.SIZE_MAX)
+        first = abi.Memcpy3DBatchOp.from_address(operations)
+        code = self._cuMemcpy3DBatchAsync(count, byref(first), byref(fail_index), 0, stream)
+        return code, fail_index.value if code and fail_index.value < count else None
+
     def memcpy_async(self, dst: int, src: int, nbytes: int, stream: int) -> None:
         """Enqueue one copy."""
         self._check(self._cuMemcpyAsync(dst, src, nbytes, stream), "cuMemcpyAsync")

@@ -5,9 +5,9 @@ these functions:
 
 ``why_not(ends, conditions)``
     Why the mode cannot run copies between such kinds of memory, or None. Pure.
-``load(device)``
-    Make the mode ready on a GPU; why that cannot be, or None. Asked before the first use, and
-    cheap afterwards.
+``load(device, ends)``
+    Make the mode ready on a GPU for such copies; why that cannot be, or None. Asked before the
+    first use, and cheap afterwards.
 ``room(copies, device)``
     Why there is no memory for what the mode needs besides the copies, or None. A mode that needs
     none has no such function.
@@ -34,7 +34,7 @@ class ModeModule(Protocol):
     def why_not(self, ends: Ends, conditions: Conditions) -> str | None:
         """Return why the mode cannot run such copies; None if it can."""
 
-    def load(self, device: Device) -> str | None:
+    def load(self, device: Device, ends: Ends) -> str | None:
         """Make the mode ready; return why that cannot be, None if it is."""
 
     def submit(self, copies: Copies, launch: LaunchContext, work: InFlight) -> None:
@@ -50,7 +50,14 @@ def why_not_here(mode: Mode, copies: Copies, launch: LaunchContext) -> str | Non
     """Return why a mode cannot run copies on this GPU; None if it can, and is ready to."""
     module: Any = MODES[mode]
     obstacle: str | None = module.why_not(copies.ends, launch.conditions)
-    obstacle = obstacle or module.load(launch.device)
-    if obstacle is None and hasattr(module, "room"):
-        obstacle = module.room(copies, launch.device)
+    obstacle = obstacle or module.load(launch.device, copies.ends)
+    return obstacle or why_no_room(mode, copies, launch.device)
+
+
+def why_no_room(mode: Mode, copies: Copies, device: Device) -> str | None:
+    """Return why there is no memory for what a mode needs besides copies; None if there is."""
+    module: Any = MODES[mode]
+    if not hasattr(module, "room"):
+        return None
+    obstacle: str | None = module.room(copies, device)
     return obstacle

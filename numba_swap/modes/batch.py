@@ -1,9 +1,12 @@
-"""All copies in one call, or few, of the driver's ``cuMemcpyBatchAsync``."""
+"""All copies in one call, or few, of ``cuMemcpyBatchAsync``; boxes, ``cuMemcpy3DBatchAsync``."""
 
 from __future__ import annotations
 
 import itertools
 
+import numpy as np
+
+from numba_swap import native
 from numba_swap.copies.copies import Copies, Ends
 from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
@@ -15,34 +18,36 @@ from numba_swap.driver.calls import Driver
 from numba_swap.driver.version import DriverVersion
 
 _FUNCTION = abi.MEMCPY_BATCH_ASYNC.name
+_STRIDED_FUNCTION = abi.MEMCPY_3D_BATCH_ASYNC.name
 _SINCE = DriverVersion.from_encoded(abi.MEMCPY_BATCH_ASYNC.version)
 
 
 def why_not(ends: Ends, conditions: Conditions) -> str | None:
     """Return why this mode cannot run the copies; None if it can."""
     capabilities = conditions.capabilities
-    lookup = capabilities.lookups[_FUNCTION]
+    function = _STRIDED_FUNCTION if ends.strided else _FUNCTION
+    lookup = capabilities.lookups[function]
     if capabilities.version < _SINCE:
-        reason = f"{capabilities.driver_words} has no {_FUNCTION}, which is new in {_SINCE}"
+        reason = f"{capabilities.driver_words} has no {function}, which is new in {_SINCE}"
         if lookup.too_new_for is not None:
             reason += f"; asked for it, it answered: {lookup.explanation}"
         return reason
     if not lookup.found:
-        return f"{capabilities.driver_words} did not give {_FUNCTION} ({lookup.explanation})"
+        return f"{capabilities.driver_words} did not give {function} ({lookup.explanation})"
     if conditions.capturing:
         # Code 900, and the graph silently gets no node (CUDA 13.0).
-        return f"the stream is being captured into a graph, where {_FUNCTION} copies nothing"
+        return f"the stream is being captured into a graph, where {function} copies nothing"
     for allocation in ends.allocations:
         # It does not translate addresses, as cuMemcpyAsync does: these end in a sticky error.
         if allocation.device_offset:
             return (
                 f"{allocation.kind} memory at {allocation.start:#x} has another address on the "
-                f"GPU, which {_FUNCTION} does not look up"
+                f"GPU, which {function} does not look up"
             )
     return None
 
 
-def load(device: Device) -> str | None:
+def load(device: Device, ends: Ends) -> str | None:
     """Return nothing: the function was looked up with all others."""
     return None
 
@@ -56,17 +61,18 @@ def submit(copies: Copies, launch: LaunchContext, work: InFlight) -> None:
         If the driver refuses; copies before the failing index were submitted.
     """
     conditions, context, streams = launch.conditions, launch.context, 1
+    call = _call_in_chunks if copies.boxes is None else _copy_boxes_in_chunks
     if conditions.may_use_private_streams and not conditions.shares_engines:
         streams = launch.device.tuning.spread_over(
             len(copies), copies.nbytes, beside=conditions.beside
         )
     if streams == 1 and not is_legacy(launch.stream):
-        _call_in_chunks(launch.driver, copies, [launch.stream])
+        call(launch.driver, copies, [launch.stream])
         return
     # The driver refuses the legacy default stream here: a private one takes its place.
     sides = context.private_streams(streams, ("batch", launch.key))
     with context.fork_join(launch.stream, sides, work.keep_for_good):
-        _call_in_chunks(launch.driver, copies, sides)
+        call(launch.driver, copies, sides)
 
 
 def _call_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
@@ -83,3 +89,30 @@ def _call_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
         if code:
             index = None if failing is None else start + failing
             raise copies.driver_error(_FUNCTION, code, driver.error_name(code), index, stop)
+
+
+def _copy_boxes_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
+    """Do what `_call_in_chunks` does, for boxes."""
+    boxes, count = copies.boxes, len(copies)
+    assert boxes is not None  # the caller asked
+    calls, most = boxes.driver_copies(count), current_settings().batch_descriptors
+    chunk = min(max(1, most // int(calls.max())), -(-count // len(streams)))
+    for start, stream in zip(range(0, count, chunk), itertools.cycle(streams), strict=False):
+        stop = min(start + chunk, count)
+        operations = np.empty(
+            int(calls[start:stop].sum()) * native.boxes.OPERATION_WORDS, dtype=np.uint64
+        )
+        number = native.boxes.fill_operations(
+            copies.dst, copies.src, boxes.forms, boxes.which, start, stop, operations
+        )
+        for first in range(0, number, most):  # a box alone may be too many for one call
+            at = operations.ctypes.data + 8 * native.boxes.OPERATION_WORDS * first
+            code, failing = driver.memcpy_boxes_batch(at, min(most, number - first), stream)
+            if code:
+                index = None
+                if failing is not None:
+                    ends = np.cumsum(calls[start:stop])
+                    index = start + int(np.searchsorted(ends, first + failing, side="right"))
+                name = driver.error_name(code)
+                # Driver 580 then submits nothing of this call, which is documented nowhere.
+                raise copies.driver_error(_STRIDED_FUNCTION, code, name, index, stop, least=start)

@@ -1,4 +1,4 @@
-"""One ``cuMemcpyAsync`` a copy, from a compiled loop."""
+"""One ``cuMemcpyAsync`` a copy, one ``cuMemcpy3DAsync`` a box, from a compiled loop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import Conditions, LaunchContext
 
 _FUNCTION = "cuMemcpyAsync"
+_STRIDED_FUNCTION = "cuMemcpy3DAsync"
 
 
 def why_not(ends: Ends, conditions: Conditions) -> str | None:
@@ -15,7 +16,7 @@ def why_not(ends: Ends, conditions: Conditions) -> str | None:
     return None
 
 
-def load(device: Device) -> str | None:
+def load(device: Device, ends: Ends) -> str | None:
     """Return nothing: there is nothing to load."""
     return None
 
@@ -28,9 +29,17 @@ def submit(copies: Copies, launch: LaunchContext, work: InFlight) -> None:
     DriverCallError
         If the driver refuses one; the copies before it were submitted.
     """
-    driver, uniform = launch.driver, copies.uniform
-    code, index = driver.memcpy_loop(
-        copies.dst, copies.src, copies.dst if uniform else copies.sizes, uniform, launch.stream
-    )
+    driver, uniform, boxes = launch.driver, copies.uniform, copies.boxes
+    if boxes is not None:
+        code, index = driver.memcpy_boxes_loop(
+            copies.dst, copies.src, boxes.forms, boxes.which, launch.stream
+        )
+        by_rows = code and boxes.of_each("driver_axes", len(copies))[index] == 0
+        function = _FUNCTION if by_rows else _STRIDED_FUNCTION
+    else:
+        function = _FUNCTION
+        code, index = driver.memcpy_loop(
+            copies.dst, copies.src, copies.dst if uniform else copies.sizes, uniform, launch.stream
+        )
     if code:
-        raise copies.driver_error(_FUNCTION, code, driver.error_name(code), index, index)
+        raise copies.driver_error(function, code, driver.error_name(code), index, index)

@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from numba_swap.native import driver_calls, pairing, prepared, rows
+    from numba_swap.native import box_rows, boxes, driver_calls, pairing, prepared, rows
 
-__all__ = ["driver_calls", "pairing", "prepared", "rows"]
+__all__ = ["box_rows", "boxes", "driver_calls", "pairing", "prepared", "rows"]
 
 
 def __getattr__(name: str) -> Any:

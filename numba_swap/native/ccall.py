@@ -85,6 +85,24 @@ def call_out(context: Any, function: Any, arguments: Any, word: Any) -> Any:
     return types.UniTuple(integer, 2)(integer, arguments, integer), emit
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def call_structure(context: Any, function: Any, words: Any, stream: Any) -> Any:
+    """Call a driver function of a structure and a stream; return its code.
+
+    The structure is given as a tuple of 64-bit words; it lies on the stack meanwhile.
+    """
+    count = len(words)
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        function, words, stream = values
+        place = cgutils.alloca_once(builder, WORD, size=count)
+        for i, word in enumerate(_unpack(builder, words, count)):
+            builder.store(word, cgutils.gep(builder, place, i))
+        return emit_call(builder, function, [place, stream])
+
+    return integer(integer, words, integer), emit
+
+
 KERNEL_PARAMETERS = 7
 
 

@@ -6,17 +6,17 @@ What is fastest follows from the costs of this machine, in one piece or in sever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from numba_swap.copies.copies import Copies, Direction
 from numba_swap.dispatch.calibration import find_costs
-from numba_swap.dispatch.choice import decide, estimate
+from numba_swap.dispatch.choice import Choice, decide, estimate
 from numba_swap.dispatch.conditions import Conditions, LaunchContext
 from numba_swap.dispatch.cost_model import CostModel, workload_of
 from numba_swap.dispatch.decision import Decision, Estimate, join_decisions
 from numba_swap.dispatch.partition import by_direction, by_size
-from numba_swap.dispatch.settings import Mode, current_settings, parse_mode
-from numba_swap.modes import why_not_here
+from numba_swap.dispatch.settings import Mode, Settings, current_settings, parse_mode
+from numba_swap.modes import why_no_room, why_not_here
 from numba_swap.swap.steps import Step
 
 
@@ -88,14 +88,7 @@ def choose(
     conditions = launch.conditions
     if len(copies) == 0:
         return Selection(_nothing(copies.direction, conditions, mode))
-    decision, edge = decide(
-        workload_of(copies),
-        copies.direction,
-        costs,
-        conditions,
-        mode,
-        lambda candidate: why_not_here(candidate, copies, launch),
-    )
+    decision, edge = _decide(copies, launch, mode, costs)
     if edge is not None:
         parts = zip(by_size(copies, edge), decision.parts, strict=True)
         return Selection(decision, _at_once(Step(some, part.mode) for some, part in parts), True)
@@ -103,6 +96,42 @@ def choose(
     if copies.direction is Direction.MIXED and conditions.may_use_private_streams:
         return _by_direction(copies, launch, mode, selection)
     return selection
+
+
+def _decide(
+    copies: Copies, launch: LaunchContext, mode: Mode | str | None, costs: CostModel
+) -> Choice:
+    """Decide how copies run; what was decided for copies like them is decided again."""
+    workload, ends, settings = workload_of(copies), copies.ends, current_settings()
+    kinds = [(a.kind, a.device, a.device_offset) for a in ends.sources]
+    kinds += [(a.kind, a.device, a.device_offset) for a in ends.destinations]
+    said = mode if mode is None or isinstance(mode, str) else repr(mode)
+    key = workload, copies.direction, launch.conditions, said, len(ends.sources), *kinds
+    device = launch.device
+    kept = cast("tuple[CostModel, Settings, Choice] | None", device.choices.get(key))
+    if (
+        kept is not None
+        and kept[0] is costs
+        and kept[1] is settings
+        and why_no_room(kept[2].decision.mode, copies, device) is None
+    ):
+        return kept[2]
+    choice = decide(
+        workload,
+        copies.direction,
+        costs,
+        launch.conditions,
+        mode,
+        lambda candidate: why_not_here(candidate, copies, launch),
+    )
+    if not choice.decision.rejected:  # why a mode cannot run names these very copies
+        if len(device.choices) >= _MOST_CHOICES:
+            device.choices.clear()
+        device.choices[key] = costs, settings, choice
+    return choice
+
+
+_MOST_CHOICES = 4096
 
 
 def _nothing(direction: Direction, conditions: Conditions, mode: Mode | str | None) -> Decision:

@@ -266,8 +266,11 @@ def warm_up() -> None:
     device = devices.context(current).device if current else devices[0]
     with devices.in_a_context(device.ordinal):
         conditions = Conditions(capabilities_of(device, settings))
-        obstacle = launch.why_not(no_copies().ends, conditions)
-        obstacle = obstacle or launch.load(device) or exchange.load(device)
+        ends = no_copies().ends
+        obstacle = launch.why_not(ends, conditions)
+        for some in (ends, ends._replace(strided=True)):
+            obstacle = obstacle or launch.load(device, some)
+        obstacle = obstacle or exchange.load(device)
     if obstacle is not None:
         raise ModeUnavailableError(Mode.KERNEL, obstacle)
 

@@ -377,8 +377,10 @@ def test_blocks_over_two_registrations_are_refused(gpu):
     gpu.driver.library.register_host(host[:4096])
     gpu.driver.library.register_host(host[4096:])
     device = gpu.device_array((2, 6144), np.uint8)
-    with pytest.raises(ns.BadPlanError, match=r"one registration .* ends and another begins"):
-        ns.plan_blocks(host.reshape(2, 6144), device, [[0, 1]])
+    words = r"^block_mapping\[1\] .*, where one registration .* ends and another begins"
+    with pytest.raises(ns.BadPlanError, match=words) as error:
+        ns.plan_blocks(host.reshape(2, 6144), device, [[1, 1], [0, 0]])
+    assert error.value.index == 1
     assert len(ns.plan_blocks(host.reshape(2, 6144), device, [[1, 1]])) == 1
     for part in (host[:4096], host[4096:]):
         gpu.driver.library.unregister_host(part)
@@ -565,16 +567,20 @@ def test_which_rows_are_grouped():
         assert column_to_group(pinned, narrow, device, wide, tuning=known, **figures) == 0
 
 
-def test_copies_over_a_bound_are_named_by_their_address():
-    from numba_swap.copies.from_arrays import _check_within
+def test_copies_over_a_bound_are_named_with_their_address():
+    from numba_swap.copies.hazards import check_within
 
-    dst, src = np.array([100, 300], np.uint64), np.array([1000, 1200], np.uint64)
-    _check_within(dst, src, 100, np.array([300, 400, 1000], np.uint64), "both")
-    for bound in (350, 399):
-        with pytest.raises(ns.BadPlanError, match=f"^both: a copy at 0x12c runs over {bound:#x}"):
-            _check_within(dst, src, 100, np.array([bound], np.uint64), "both")
-    with pytest.raises(ns.BadPlanError, match="a copy at 0x4b0 runs over"):
-        _check_within(dst, src, np.array([100, 150], np.uint64), np.array([1349], np.uint64), "b")
+    def check(starts, sizes, *bounds):
+        starts, sizes = np.array(starts, np.uint64), np.array(sizes, np.uint64)
+        bounds = np.array(bounds, np.uint64)
+        check_within(starts, starts + sizes, bounds, lambda index: (f"copy {index}", index))
+
+    check([100, 300], [100, 100], 100, 200, 250, 300, 400)
+    for bound in (301, 350, 399):
+        with pytest.raises(ns.BadPlanError, match=f"^copy 1, at 0x12c, runs over {bound:#x}"):
+            check([100, 300], [100, 100], 5, bound)
+    with pytest.raises(ns.BadPlanError, match=r"^copy 1, at 0x12c, runs over"):
+        check([100, 300], [100, 150], 449)
 
 
 def test_a_row_at_fault_among_many(pools, rng):

@@ -1,10 +1,13 @@
 """Where costs come from: files of calibrations, good, stale, foreign and broken; and the fit."""
 
+import bisect
 import copy
+import itertools
 import json
 import logging
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -30,8 +33,10 @@ from numba_swap.dispatch.calibration import (
 from numba_swap.dispatch.cost_model import (
     CLASSES,
     ROUTES,
+    ROW_EDGES,
     CostModel,
     ModeCost,
+    Workload,
     uniform_workload,
 )
 from numba_swap.dispatch.settings import Mode
@@ -225,7 +230,7 @@ def without(document, path):
 
 
 WRONG_VALUES = [
-    (("schema",), "numba_swap calibration 2", "schema is 'numba_swap calibration 2', not"),
+    (("schema",), "numba_swap calibration 1", "schema is 'numba_swap calibration 1', not"),
     (("schema",), 1, "schema is 1"),
     (("key",), "a GPU", "key is 'a GPU'"),
     (("key", "device"), None, "key.device is None"),
@@ -591,7 +596,8 @@ def test_the_reference_is_a_calibration():
 @pytest.fixture
 def small(monkeypatch):
     """A grid of few short swaps, which a simulated kernel does in time."""
-    grid = CostGrid((64, 256), (1, 2), 2 * KIB, 2 * KIB, 1, 1, longest_us=math.inf)
+    boxes = ((2, 2, 4), (2, 2, 8)), (1, 2)
+    grid = CostGrid((64, 256), (1, 2), 2 * KIB, 2 * KIB, *boxes, 1, 1, longest_us=math.inf)
     monkeypatch.setattr(measuring, "FULL", grid)
     monkeypatch.setattr(measuring, "SIMULATED", grid)
 
@@ -609,7 +615,11 @@ def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder,
     assert "The driver is simulated: this measures nothing about a GPU, and is not stored" in output
     assert "Stored in" not in output
     lines = output.splitlines()
-    measured = {tuple(line[:22].split()) for line in lines if line.startswith(("h2d", "d2"))}
+    measured = {
+        tuple(re.match(r"(.+? (?:batch|loop|kernel)) ", line)[1].split())
+        for line in lines
+        if line.startswith(("h2d", "d2"))
+    }
     modes = ("batch", "loop", "kernel")
     assert measured == {
         *(
@@ -619,10 +629,10 @@ def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder,
             if not ("pageable" in route and mode == "kernel")
         )
     }
-    # 5 routes of 2 lengths and 2 counts; no kernel where memory is pageable.
-    assert len(found.cells) == 4 * (3 * 3 + 2 * 2)
-    assert [progress.done for progress in seen] == list(range(20))
-    assert {progress.total for progress in seen} == {20}
+    # 5 routes of 2 lengths and 2 counts; no kernel where memory is pageable. 6 of boxes.
+    assert len(found.cells) == 4 * (3 * 3 + 2 * 2) + 4 * 6 * 3
+    assert [progress.done for progress in seen] == list(range(20 + 24))
+    assert {progress.total for progress in seen} == {44}
 
 
 def test_what_is_measured_is_stored_and_used_from_now_on(in_use, folder, small, monkeypatch, tune):
@@ -670,7 +680,7 @@ def test_without_storing_only_this_process_chooses_by_it(driver, folder, monkeyp
             return 4.0
 
     monkeypatch.setattr(measuring, "SwapTimer", Timer)
-    monkeypatch.setattr(measuring, "FULL", CostGrid((64,), (2,), 128, 0))
+    monkeypatch.setattr(measuring, "FULL", CostGrid((64,), (2,), 128, 0, (), ()))
     monkeypatch.setattr(measuring, "gpu_of", simulated_gpu)
     monkeypatch.setattr(measuring, "current_driver", lambda: driver)
     found = ns.calibrate(store=False)
@@ -707,6 +717,27 @@ def made_cells(mode, cost, rng=None, sizes=FULL.sizes):
                     us = us * (1 + 0.01 * rng.standard_normal()) + 0.5 * rng.random()
                 cells.append(TimedSwap(mode, load, us))
     return cells
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_known_costs_of_boxes_are_found_again(mode):
+    """The time of a call counts, but for the kernel, which makes none."""
+    truth = ModeCost(20.0, 0.0, (0.01, 0.008, 0.011, 0.003), (1.0, 3.0, 5.0, 18.0), 0.0, 3.2)
+    cells = []
+    for number, rows, nbytes in itertools.product(range(4), (64, 4096), (96, 256, 600, 2048)):
+        count = 4**number
+        term = (bisect.bisect_right(ROW_EDGES, nbytes), count * rows, count * rows * nbytes)
+        load = Workload("h2d boxes", (term,), count, term[2], 0, count)
+        free = truth._replace(call_us=0.0) if mode is Mode.KERNEL else truth
+        cells.append(TimedSwap(mode, load, free.predict_us(load)))
+    for row_bytes in (64, 200, 500, 4096):  # a second length of each class
+        term = (bisect.bisect_right(ROW_EDGES, row_bytes), 1024, 1024 * row_bytes)
+        load = Workload("h2d boxes", (term,), 4, term[2], 0, 4)
+        cells.append(TimedSwap(mode, load, free.predict_us(load)))
+    fitted = fit_cost(cells)
+    assert fitted.call_us == pytest.approx(0.0 if mode is Mode.KERNEL else 3.2, abs=0.01)
+    for cell in cells:
+        assert fitted.predict_us(cell.load) == pytest.approx(cell.measured_us, rel=0.01)
 
 
 @pytest.mark.parametrize("mode", list(Mode))

@@ -168,7 +168,7 @@ def test_choice_asks_no_further_than_needed():
     assert choose(Mode.LOOP, ranked, lambda mode: None) == (Mode.LOOP, {})
 
 
-@pytest.mark.parametrize(("version", "loaded"), [("11.8", 0), ("12.4", 2)])
+@pytest.mark.parametrize(("version", "loaded"), [("11.8", 0), ("12.4", 3)])
 def test_warm_up_loads_the_kernels_where_there_can_be_any(version, loaded):
     with ns.simulate(driver_version=version) as gpu:
         ns.warm_up()

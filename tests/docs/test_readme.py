@@ -60,6 +60,26 @@ def test_example_without_a_gpu_runs():
     exec(code, {"ns": ns, "np": np, "mapping": [[17, 0], [3000, 1], [5, 2]]})
 
 
+def test_the_example_of_boxes_runs():
+    section = README[README.index("## Boxes") :]
+    code = section[section.index("```python") + len("```python") :]
+    code = code[: code.index("```")]
+    with ns.simulate() as gpu, ns.override(mode="loop"):
+        cuda, stream = gpu, gpu.stream()
+        u = gpu.pinned_array((4, 5, 6))
+        left, right, d_face = (gpu.device_array((5, 6)) for _ in range(3))
+        tile, host_face = gpu.device_array((64, 64, 64), np.float32), gpu.pinned_array((5, 6))
+        names = {"ns": ns, "np": np, "cuda": cuda, "stream": stream, "u": u, "left": left}
+        names |= {"right": right, "d_face": d_face, "tile": tile, "host_face": host_face}
+        exec(code, names)
+        stream.synchronize()
+        field, pool = names["field"], names["pool"].copy_to_host()
+        # The first corner lies beyond the field along the first axis, where it wraps round.
+        assert (pool[0, 0] == field[-1, 63:129, 127:193]).all()
+        assert (pool[3, 1] == field[192, 63:129, 127:193]).all()
+        assert (tile.copy_to_host() == field[10:74, 20:84, 30:94]).all()
+
+
 @pytest.mark.parametrize("path", re.findall(r"\]\((notebooks/[^)]+)\)", README))
 def test_pictures_are_there(path):
     assert (Path(__file__).parents[2] / path).exists()

@@ -35,7 +35,30 @@ enum signed_enum { MINUS_ONE = -1 };
 """
 MAIN = "int main(void) { return 0; }\n"
 
-STRUCTURES = {abi.MemLocation: "CUmemLocation", abi.MemcpyAttributes: "CUmemcpyAttributes"}
+STRUCTURES = {
+    abi.MemLocation: "CUmemLocation",
+    abi.MemcpyAttributes: "CUmemcpyAttributes",
+    abi.Memcpy3D: "CUDA_MEMCPY3D",
+    abi.Extent3D: "CUextent3D",
+    abi.Memcpy3DOperand: "CUmemcpy3DOperand",
+    abi.Memcpy3DBatchOp: "CUDA_MEMCPY3D_BATCH_OP",
+}
+# Members that the headers do not spell as `camel_case` does.
+MEMBERS = {
+    abi.Memcpy3D: {
+        "src_lod": "srcLOD",
+        "dst_lod": "dstLOD",
+        "width_in_bytes": "WidthInBytes",
+        "height": "Height",
+        "depth": "Depth",
+    },
+    abi.Memcpy3DOperand: {
+        "address": "op.ptr.ptr",
+        "row_length": "op.ptr.rowLength",
+        "layer_height": "op.ptr.layerHeight",
+        "loc_hint": "op.ptr.locHint",
+    },
+}
 PROTOTYPES = [abi.GET_PROC_ADDRESS_V1, abi.GET_PROC_ADDRESS_V2, *abi.PROTOTYPES.values()]
 
 # Our names of constants, and how the headers spell them: exact names first, then prefixes.
@@ -59,6 +82,7 @@ PREFIXES = {
     "MEM_HOST_ALLOC_": "CU_MEMHOSTALLOC_",
     "MEM_ATTACH_": "CU_MEM_ATTACH_",
     "SRC_ACCESS_ORDER_": "CU_MEMCPY_SRC_ACCESS_ORDER_",
+    "OPERAND_TYPE_": "CU_MEMCPY_OPERAND_TYPE_",
 }
 
 
@@ -167,13 +191,18 @@ def camel_case(name):
     return first + "".join(word.title() for word in rest)
 
 
+def c_member(structure, name):
+    """The header's name of one field of our structures."""
+    return MEMBERS.get(structure, {}).get(name) or camel_case(name)
+
+
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda structure: structure.__name__)
 def test_structure_layout(structure, c_values):
     c_name = STRUCTURES[structure]
     ours = {f"sizeof({c_name})": ctypes.sizeof(structure)}
     ours[f"_Alignof({c_name})"] = ctypes.alignment(structure)
     for name, _ in structure._fields_:
-        field, member = getattr(structure, name), camel_case(name)
+        field, member = getattr(structure, name), c_member(structure, name)
         ours[f"offsetof({c_name}, {member})"] = field.offset
         ours[f"sizeof((({c_name} *)0)->{member})"] = field.size
     assert c_values(list(ours)) == ours
@@ -183,7 +212,7 @@ def test_structure_layout(structure, c_values):
 def test_structure_field_types(structure, compile_c):
     lines = []
     for name, ctype in structure._fields_:
-        member = f"(({STRUCTURES[structure]} *)0)->{camel_case(name)}"
+        member = f"(({STRUCTURES[structure]} *)0)->{c_member(structure, name)}"
         lines += [assertion(test, f"{name}: {words}") for test, words in demands(member, ctype)]
     assert compile_c("\n".join([*lines, MAIN]))[1] == []
 

@@ -73,7 +73,8 @@ def test_damaged_files_of_compiled_kernels_are_replaced(tmp_path, damage):
         data = path.read_bytes()
         half = len(data) // 2
         broken = {"cut short": data[:half], "empty": b""}
-        broken["hole"] = data[:half] + bytes(32) + data[half + 32 :]
+        other = bytes(byte ^ 0xFF for byte in data[half : half + 32])
+        broken["hole"] = data[:half] + other + data[half + 32 :]
         path.write_bytes(broken[damage])
     for warnings in (1, 0):
         result = run("-c", SWAP, "kernel", **environment)

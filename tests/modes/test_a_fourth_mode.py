@@ -18,12 +18,14 @@ from numba_swap.device.memory import MemoryKind
 
 
 def why_not(ends, conditions):
+    if ends.strided:
+        return "toys are not for boxes"
     if any(a.kind is MemoryKind.PAGEABLE for a in ends.allocations):
         return "toys are not for pageable memory"
     return None
 
 
-def load(device):
+def load(device, ends):
     return None
 
 

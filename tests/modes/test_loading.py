@@ -145,7 +145,7 @@ def test_another_driver_is_none_the_worse(gpu, pools):
     swap(pools)
     with ns.simulate() as other:
         ns.warm_up()
-        assert other.library.calls[LOAD] == 2
+        assert other.library.calls[LOAD] == 3
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError, MemoryError, ImportError])

@@ -18,7 +18,7 @@ _SHAPES = {
 }
 
 
-def read_integers(values: Any, name: str, dimensions: int) -> Integers:
+def read_integers(values: Any, name: str, dimensions: int, must: str = "") -> Integers:
     """Read a host sequence of integers as int64; values that do not fit are refused.
 
     Parameters
@@ -29,6 +29,8 @@ def read_integers(values: Any, name: str, dimensions: int) -> Integers:
         What the user calls it.
     dimensions : {1, 2}
         1 for a column, 2 for rows of block ids.
+    must : str, optional
+        What to call rows of something else, for messages.
 
     Raises
     ------
@@ -47,7 +49,7 @@ def read_integers(values: Any, name: str, dimensions: int) -> Integers:
         raise UnsupportedArrayError(
             f"{name} lies on a device; give it in host memory (the order of arguments is source, "
             f"destination, {name})"
-            if dimensions == _MAPPING_DIMENSIONS
+            if dimensions == _MAPPING_DIMENSIONS and not must
             else f"{name} lies on a device; give it in host memory"
         )
     try:
@@ -58,9 +60,10 @@ def read_integers(values: Any, name: str, dimensions: int) -> Integers:
         raise BadPlanError(f"{name} is no array of integers: {say(error)}") from None
     if array.shape in ((0,), (0, 2)[:dimensions]):
         return np.zeros((0, 2)[:dimensions], dtype=np.int64)
-    if array.ndim != dimensions or not array.size:
-        raise BadPlanError(f"{name} must {_SHAPES[dimensions]}, not {_what(values, array)}")
-    if array.dtype.kind not in "iu":
+    if array.ndim != dimensions or not (array.size or must):
+        must = must or _SHAPES[dimensions]
+        raise BadPlanError(f"{name} must {must}, not {_what(values, array)}")
+    if array.dtype.kind not in "iu" and array.size:  # an empty list has no type of its own
         raise BadPlanError(
             f"{name} must hold integers below 2**63, not {str(array.dtype)[:60]} "
             f"({brief(array.item(0))} for example): convert it with .astype(np.int64)"
@@ -82,3 +85,21 @@ def _is_on_device(values: Any) -> bool:
 
 def _what(values: Any, array: npt.NDArray[Any]) -> str:
     return f"the shape {array.shape}" if array.ndim else f"a {type(values).__name__}"
+
+
+def read_rows(values: Any, name: str, columns: int) -> Integers:
+    """Read rows of so many integers as int64, as `read_integers` reads block ids.
+
+    Raises
+    ------
+    BadPlanError, UnsupportedArrayError
+        If they are no integers, not such rows, or not in host memory.
+    """
+    listed = isinstance(values, (list, tuple)) and not values
+    if listed or getattr(values, "shape", None) == (0,):
+        return np.zeros((0, columns), dtype=np.int64)
+    must = f"have rows of {columns} integers, one for each axis of the array"
+    rows = read_integers(values, name, _MAPPING_DIMENSIONS, must)
+    if rows.shape[1] != columns:
+        raise BadPlanError(f"{name} must {must}, not the shape {rows.shape}")
+    return rows

@@ -8,7 +8,9 @@ from typing import Any
 
 from numba_swap.driver import abi
 
-_BATCH_COUNT, _BATCH_FAIL_INDEX, _BATCH_PARAMETERS = 3, 7, 9
+# Of each batch: which parameter is the number of copies, which the failing index, and how many
+# there are; CUDA 13's revisions have no failing index, and one parameter less.
+_BATCHES = {abi.MEMCPY_BATCH_ASYNC.name: (3, 7, 9), abi.MEMCPY_3D_BATCH_ASYNC.name: (0, 2, 5)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Fault:
     sticky : bool
         Whether the context is broken from then on: nothing runs, and every later call fails.
     copies : int or None
-        Of ``cuMemcpyBatchAsync``: how many of its copies are submitted all the same.
+        Of ``cuMemcpyBatchAsync`` and ``cuMemcpy3DBatchAsync``: how many of the copies are submitted
+        all the same.
     fail_index : int or None
         Of the same: the failing index that it writes; None leaves that unwritten.
     name : str or None
@@ -57,10 +60,12 @@ class Fault:
         """Do what is done, and write what is written, before the code is returned."""
         if self.done:
             method(*arguments)
-        if self.copies:
-            method(*arguments[:_BATCH_COUNT], self.copies, *arguments[_BATCH_COUNT + 1 :])
-        if self.fail_index is not None and len(arguments) == _BATCH_PARAMETERS:
-            arguments[_BATCH_FAIL_INDEX][0] = self.fail_index
+        if self.function in _BATCHES:
+            count, fail_index, parameters = _BATCHES[self.function]
+            if self.copies:
+                method(*arguments[:count], self.copies, *arguments[count + 1 :])
+            if self.fail_index is not None and len(arguments) == parameters:
+                arguments[fail_index][0] = self.fail_index
         if self.function == abi.GET_PROC_ADDRESS_V1.name:
             _, pointer, _, _, *status = arguments
             if self.address is not None:

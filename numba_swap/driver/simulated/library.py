@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from numba_swap.driver import abi
 from numba_swap.driver.entry_points import ProcAddress
+from numba_swap.driver.simulated.boxes import BoxFunctions
 from numba_swap.driver.simulated.faults import FaultPlan
-from numba_swap.driver.simulated.functions import ERROR_NAMES, ERROR_UNKNOWN, Functions
+from numba_swap.driver.simulated.functions import ERROR_NAMES, ERROR_UNKNOWN
 from numba_swap.driver.simulated.interrupts import callback, raise_interrupt
 from numba_swap.driver.simulated.memory import Allocation, Kind, SimulatedFailure
 from numba_swap.driver.simulated.timeline import Action, Graph, Stream
@@ -30,6 +31,8 @@ _NEWEST = DriverVersion(13, 0)
 _BEFORE_INIT = {"cuGetProcAddress", "cuInit", "cuDriverGetVersion", "cuGetErrorName"}
 # Families of functions that report the failure of earlier work.
 _REPORT_STICKY = ("cuMem", "cuStream", "cuEvent", "cuLaunch")
+# Exported under another name than it is asked for.
+_EXPORTED_AS = {"cuMemcpy3DAsync": "cuMemcpy3DAsync_v2"}
 # Functions that a capture in another thread forbids unless this thread is in relaxed mode.
 _UNSAFE_IN_CAPTURE = {
     "cuMemAlloc",
@@ -91,7 +94,7 @@ class SimulatedLibrary:
         self.internal_error: Exception | None = None
         self.sticky_reported = False
         self._lock = threading.RLock()
-        self._functions = Functions(version.encoded, devices)
+        self._functions = BoxFunctions(version.encoded, devices)
         self._timeline = self._functions.timeline
         self.memory = self._functions.memory
         # Filled by finalizers, which may run at any allocation, in the midst of any call.
@@ -103,10 +106,11 @@ class SimulatedLibrary:
         self._export(v1.name, v1.name, v1.version, v1.argtypes)
         self._export(v2.name, v1.name, v2.version, v2.argtypes)
         for name, prototype in abi.PROTOTYPES.items():
-            self._export(name, name, prototype.version, prototype.argtypes)
-        batch = abi.MEMCPY_BATCH_ASYNC
-        without_fail_index = batch.argtypes[:7] + batch.argtypes[8:]
-        self._export(f"{batch.name}_v2", batch.name, 13000, without_fail_index)
+            symbol = _EXPORTED_AS.get(name, name)
+            self._export(symbol, name, prototype.version, prototype.argtypes)
+        for batch, fail_index in (abi.MEMCPY_BATCH_ASYNC, 7), (abi.MEMCPY_3D_BATCH_ASYNC, 2):
+            without = batch.argtypes[:fail_index] + batch.argtypes[fail_index + 1 :]
+            self._export(f"{batch.name}_v2", batch.name, 13000, without)
         context = abi.PROTOTYPES["cuStreamGetCtx"]
         with_green_context = (*context.argtypes, context.argtypes[-1])
         self._export(f"{context.name}_v2", context.name, 12050, with_green_context)

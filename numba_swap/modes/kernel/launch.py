@@ -8,6 +8,7 @@ from numba_swap.device.in_flight import InFlight
 from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.dispatch.conditions import Capabilities, Conditions, LaunchContext
 from numba_swap.driver.version import DriverVersion
+from numba_swap.modes.kernel.boxes import prepare_boxes, why_no_box_table
 from numba_swap.modes.kernel.loading import load_kernel, why_not_loaded
 from numba_swap.modes.kernel.table import (
     WARP,
@@ -37,16 +38,18 @@ def why_not(ends: Ends, conditions: Conditions) -> str | None:
     return None
 
 
-def load(device: Device) -> str | None:
+def load(device: Device, ends: Ends) -> str | None:
     """Compile and load the kernel if it was not before; return why that cannot be, None if it is.
 
     A failure is a reason, not an error.
     """
-    return why_not_loaded(device, "copy")
+    return why_not_loaded(device, "box" if ends.strided else "copy")
 
 
 def room(copies: Copies, device: Device) -> str | None:
     """Return why there is no memory for the kernel's table; None if there is."""
+    if copies.boxes is not None:
+        return why_no_box_table(device, copies, copies.boxes)
     return why_no_table(device, 2, copies, copies.table)
 
 
@@ -84,6 +87,8 @@ def _key(device: Device, max_blocks: int | None, *, beside: bool) -> tuple[objec
 
 def _prepare(copies: Copies, launch: LaunchContext) -> Launch:
     conditions, device = launch.conditions, launch.device
+    if copies.boxes is not None:
+        return prepare_boxes(copies, copies.boxes, launch)
     tuning = device.tuning
     table = build_table(device, (copies.dst, copies.src), copies, copies.table)
     threads = tuning.link_threads
@@ -110,11 +115,10 @@ def _upload_table(kernel: Launch, launch: LaunchContext, work: InFlight) -> tupl
     if uploaded is None or not uploaded.first.over:
         # Until the first copy of the descriptors is known to be over, each run makes its own,
         # which costs little and needs no order between streams.
-        address, count, size = kernel.arguments[:3]
-        nbytes = 8 * count * (2 if size else 3)
+        address, nbytes = kernel.arguments[0], kernel.table_bytes
         buffer = launch.context.take_buffer(nbytes)
         launch.driver.memcpy_async(buffer.address, address, nbytes, launch.stream)
-        arguments = (buffer.address, *kernel.arguments[1:])
+        arguments = kernel.moved(buffer.address - address)
         uploaded = kernel.uploaded = DeviceTable(buffer, arguments, work)
     work.hold(uploaded)
     return uploaded.arguments

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from numba_swap.native.salt import salted
 
-KernelName: TypeAlias = Literal["copy", "exchange"]
+KernelName: TypeAlias = Literal["copy", "exchange", "box"]
 
 
 class KernelSource(NamedTuple):
@@ -27,10 +27,12 @@ class KernelSource(NamedTuple):
 
 def source_of(name: KernelName) -> KernelSource:
     """Return a kernel."""
-    from numba_swap.modes.kernel import copy_source, exchange_source
+    from numba_swap.modes.kernel import box_source, copy_source, exchange_source
 
     if name == "copy":
         source = KernelSource(copy_source.copy_kernel, copy_source.python_kernel)
+    elif name == "box":
+        source = KernelSource(box_source.box_kernel, box_source.python_kernel)
     else:
         source = KernelSource(exchange_source.exchange_kernel, exchange_source.python_kernel)
     # Its loads and stores stand in other files, at whose changes Numba's cache does not look.

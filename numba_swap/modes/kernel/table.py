@@ -73,16 +73,22 @@ class Launch:
         The most blocks that such a launch may have.
     table : PinnedBuffer or None
         What holds the descriptors that `arguments` point to.
+    table_bytes : int
+        Length of the descriptors.
+    addresses : tuple of int
+        Which of `arguments` are addresses in there; the first one is where they begin.
     uploaded : DeviceTable or None
         A copy of them in device memory.
     """
 
     __slots__ = (
+        "addresses",
         "arguments",
         "blocks",
         "function",
         "most_blocks",
         "table",
+        "table_bytes",
         "threads",
         "uploaded",
     )
@@ -95,6 +101,8 @@ class Launch:
         arguments: tuple[int, ...],
         table: PinnedBuffer | None,
         most_blocks: int,
+        table_bytes: int = 0,
+        addresses: tuple[int, ...] = (0,),
     ) -> None:
         self.function = function
         self.blocks = blocks
@@ -102,7 +110,15 @@ class Launch:
         self.arguments = arguments
         self.table = table
         self.most_blocks = most_blocks
+        self.table_bytes = table_bytes
+        self.addresses = addresses
         self.uploaded: DeviceTable | None = None
+
+    def moved(self, by: int) -> tuple[int, ...]:
+        """Return the arguments with the descriptors so many bytes further on."""
+        return tuple(
+            value + by if i in self.addresses else value for i, value in enumerate(self.arguments)
+        )
 
 
 def build_table(
@@ -155,7 +171,11 @@ def why_no_table(
         columns += 1
         chunk = device.tuning.chunk_bytes
         rows = int(-(-copies.sizes.astype(np.int64) // chunk).sum())
-    nbytes = 8 * rows * columns
+    return why_no_memory(device, 8 * rows * columns)
+
+
+def why_no_memory(device: Device, nbytes: int) -> str | None:
+    """Return why there is no pinned memory for a table of so many bytes; None if there is."""
     # What is found goes back at once, to be taken when the table is made.
     if devices_of(device.driver).host_buffers.find(nbytes, device.ordinal) is not None:
         return None
@@ -182,6 +202,7 @@ def make_launch(
         (place.address, rows, size, chunks, device.tuning.chunk_bytes, tile, access),
         place.buffer,
         most_blocks,
+        8 * rows * (2 if size else 3),
     )
 
 

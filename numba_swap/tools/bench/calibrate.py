@@ -23,7 +23,7 @@ from numba_swap.dispatch.calibration import (
     path_of,
     use_costs,
 )
-from numba_swap.dispatch.cost_model import CostModel, route_key
+from numba_swap.dispatch.cost_model import ROUTES, CostModel, route_key
 from numba_swap.dispatch.settings import DRIVER_VERSION_VARIABLE, current_settings
 from numba_swap.driver import abi
 from numba_swap.driver.current import current_driver
@@ -122,7 +122,8 @@ def calibrate(
             progress(Progress(done, len(swaps), str(swap)))
         cells += timer.measure(swap)
     for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
-        blocks[route_key(direction)] = timer.full_blocks(direction)
+        route, needed = route_key(direction), timer.full_blocks(direction)
+        blocks |= dict.fromkeys((name for name in ROUTES if name.split()[0] == route), needed)
     costs = fit_costs(cells, blocks, f"{key.device}, {key.driver}, measured now", before.tuning)
     if not driver.simulated:
         use_costs(device, costs)

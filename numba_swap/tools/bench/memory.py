@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_swap.copies.copies import Direction
+from numba_swap.swap.boxes import plan_boxes
+from numba_swap.swap.plan import CopyPlan
 from numba_swap.tools.bench.gpu import BenchGPU, Bytes, address_of
 
 Mapping = npt.NDArray[np.int64]
@@ -28,6 +31,39 @@ def scatter(rng: np.random.Generator, count: int, *blocks: int) -> Mapping:
     """
     columns = [2 * rng.permutation(number // 2)[:count] for number in blocks]
     return np.ascontiguousarray(np.stack(columns, axis=1).astype(np.int64))
+
+
+class FieldView:
+    """The first bytes of an array, on either side, as an n-D array of 4-byte elements.
+
+    Parameters
+    ----------
+    array : array
+        On host or device.
+    shape : tuple of int
+        Of the view.
+    """
+
+    def __init__(self, array: Any, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self._array = array  # kept alive
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": "<u4",
+            "data": (address_of(array), False),
+            "version": 3,
+        }
+
+
+Box = tuple[int, int, int]
+ITEM_BYTES = 4
+# Rows of a plane and elements of a row of a field of at least so many bytes.
+_FIELD_SIDES = (
+    (4 << 30, (1024, 1024)),
+    (64 << 20, (512, 1024)),
+    (1 << 20, (16, 512)),
+    (0, (4, 32)),
+)
 
 
 class BenchMemory:
@@ -105,6 +141,54 @@ class BenchMemory:
     def mapping(self, source: Any, destination: Any, count: int) -> Mapping:
         """Return a random mapping of `count` rows without neighbouring blocks."""
         return scatter(self._rng, count, source.shape[0], destination.shape[0])
+
+    def field(self, array: Any, nbytes: int) -> FieldView:
+        """Return the first bytes of an array as a field of three axes, of 4-byte elements."""
+        rows, columns = next(sides for least, sides in _FIELD_SIDES if nbytes >= least)
+        planes = nbytes // (ITEM_BYTES * rows * columns)
+        return FieldView(array, (planes, rows, columns))
+
+    def plan_boxes(
+        self, direction: Direction, shape: Box, count: int, aligned: bool | None
+    ) -> CopyPlan:
+        """Plan copies of random boxes between a field and the slots of a pool.
+
+        Parameters
+        ----------
+        direction : Direction
+            The field is the source, or, from device to host, the destination.
+        shape : tuple of int
+            Of a box, in 4-byte elements.
+        count : int
+            How many boxes, as far as they do not meet.
+        aligned : bool or None
+            Whether every row of the field begins at a multiple of 16 bytes, or none does; None for
+            any origins.
+        """
+        field, pool, corners, slots = self.field_and_pool(direction, shape, count, aligned)
+        if direction is Direction.D2H:
+            return plan_boxes(pool, field, slots, corners, shape)
+        return plan_boxes(field, pool, corners, slots, shape)
+
+    def field_and_pool(
+        self, direction: Direction, shape: Box, count: int, aligned: bool | None
+    ) -> tuple[FieldView, FieldView, Mapping, Mapping]:
+        """Return a field, a pool, and origins in both; see `plan_boxes`."""
+        source, destination, nbytes = self.sides(direction)
+        into_field = direction is Direction.D2H
+        field = self.field(destination if into_field else source, nbytes)
+        cell = (*shape[:2], (shape[2] + 7) // 4 * 4)
+        cells = tuple(n // m for n, m in zip(field.shape, cell, strict=True))
+        number = math.prod(cells)
+        order = self._rng.choice(number, min(count, number), replace=False)
+        corners = np.stack(np.unravel_index(order, cells), axis=1) * np.array(cell)
+        if not aligned:
+            least = 0 if aligned is None else 1
+            corners[:, 2] += self._rng.integers(least, 4, len(corners))
+        slots = np.zeros((len(corners), 4), dtype=np.int64)
+        slots[:, 0] = self._rng.permutation(len(corners))
+        pool = FieldView(source if into_field else destination, (len(corners), *shape))
+        return field, pool, corners, slots
 
     def contiguous(self, direction: Direction, nbytes: int) -> Callable[[], None]:
         """Return what copies one contiguous range with one driver call, and waits: the ceiling."""

@@ -105,7 +105,7 @@ def describe_kernel(
         try:
             device.driver.initialize()
             with device.driver.activate(device.primary_context):
-                mode.load(device)
+                mode.load(device, no_copies().ends)
         except NumbaSwapError as error:  # no device, or no context on it
             return {"usable": None, "reason": str(error)}
     reason = device.kernel_failures.get("copy")

@@ -62,8 +62,8 @@ def fit_cost(
     weights = 1.0 / (_NOISE_US + _NOISE_SHARE * times)
     solution, _ = nnls(rows * weights[:, None], times * weights)
     start_us, fork_us = float(solution[0]), float(solution[1])
-    copy_us, megabyte_us = solution[2 : 2 + CLASSES], solution[2 + CLASSES :]
-    seen = rows[:, 2 : 2 + CLASSES].any(axis=0)
+    copy_us, megabyte_us = solution[3 : 3 + CLASSES], solution[3 + CLASSES :]
+    seen = rows[:, 3 : 3 + CLASSES].any(axis=0)
     nearest = [int(min(np.flatnonzero(seen), key=lambda j: abs(j - i))) for i in range(CLASSES)]
     return ModeCost(
         round(start_us, 3),
@@ -71,6 +71,7 @@ def fit_cost(
         tuple(round(float(copy_us[i]), 5) for i in nearest),
         tuple(round(float(megabyte_us[i]), 4) for i in nearest),
         full_blocks,
+        round(float(solution[2]), 5),
     )
 
 
@@ -111,4 +112,5 @@ def _features(cell: TimedSwap, tuning: Tuning) -> list[float]:
     counts, megabytes = [0.0] * CLASSES, [0.0] * CLASSES
     for i, count, nbytes in load.terms:
         counts[i], megabytes[i] = float(count), nbytes / 1e6
-    return [1.0, float(forked), *counts, *megabytes]
+    calls = 0.0 if cell.mode is Mode.KERNEL else float(load.calls)
+    return [1.0, float(forked), calls, *counts, *megabytes]

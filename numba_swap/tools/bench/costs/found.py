@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from numba_swap.dispatch.cost_model import CostModel, ModeCost, Workload
+from numba_swap.dispatch.cost_model import BOX_ROUTES, CostModel, ModeCost, Workload
 from numba_swap.dispatch.settings import Mode
 from numba_swap.tools.bench.costs.fit import TimedSwap
 from numba_swap.tools.units import KIB, MIB
@@ -75,19 +75,26 @@ class Calibration:
         return self.regret(self.before)[0] / self.regret(self.costs)[0]
 
 
+# Lengths in bytes, each with its class.
+_LENGTHS_SHOWN = (0, 2 * KIB), (2, 64 * KIB), (3, MIB)
+_ROWS_SHOWN = (0, 128), (2, 512), (3, 2 * KIB)
+
+
 def format_calibration(found: Calibration) -> str:
     """Return measured against fitted, and what was gained, as a table in plain text."""
     lines = [
         f"{len(found.cells)} swaps measured in {found.seconds:.1f} s",
         "",
-        f"{'route':<14}{'mode':<8}{'start':>8}{'fork':>8}  "
+        f"{'route':<16}{'mode':<8}{'start':>8}{'fork':>8}  "
         "GB/s at 2 KiB  at 64 KiB  at 1 MiB  predicted/measured: median  worst",
+        f"{'':<42}(of boxes, rows of 128 B, 512 B, 2 KiB)",
     ]
     for (route, mode), (median, worst) in found.errors().items():
         cost = found.costs.routes[route][mode]
-        rates = [_rate(cost, i, size) for i, size in ((0, 2 * KIB), (2, 64 * KIB), (3, MIB))]
+        lengths = _ROWS_SHOWN if route in BOX_ROUTES else _LENGTHS_SHOWN
+        rates = [_rate(cost, i, size) for i, size in lengths]
         lines.append(
-            f"{route:<14}{mode:<8}{cost.start_us:>5.0f} us{cost.fork_us:>5.0f} us  "
+            f"{route:<16}{mode:<8}{cost.start_us:>5.0f} us{cost.fork_us:>5.0f} us  "
             f"{rates[0]:>13.2f}{rates[1]:>11.2f}{rates[2]:>10.2f}  "
             f"{median:>26.2f}{worst:>7.2f}"
         )

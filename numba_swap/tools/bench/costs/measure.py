@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.costs.fit import TimedSwap
 from numba_swap.tools.bench.gpu import BenchGPU
-from numba_swap.tools.bench.memory import BenchMemory
+from numba_swap.tools.bench.memory import ITEM_BYTES, BenchMemory
 from numba_swap.tools.bench.timing import measure, measure_in_turn
 from numba_swap.tools.units import KIB, MIB
 
@@ -43,6 +44,24 @@ class GridSwap(NamedTuple):
         return f"{self.direction}{kind}, {self.number} x {self.size} bytes"
 
 
+class GridBoxes(NamedTuple):
+    """Boxes of the grid: so many of one shape, of 4-byte elements."""
+
+    direction: Direction
+    aligned: bool
+    shape: tuple[int, int, int]
+    number: int
+
+    @property
+    def pageable(self) -> bool:
+        """They are measured in pinned memory only."""
+        return False
+
+    def __str__(self) -> str:
+        kind = "" if self.aligned else " (odd addresses)"
+        return f"{self.direction}{kind}, {self.number} boxes of {self.shape}"
+
+
 @dataclass(frozen=True)
 class CostGrid:
     """What is measured, and how often.
@@ -51,6 +70,8 @@ class CostGrid:
     ----------
     sizes, counts : tuple of int
         All combinations are swaps.
+    shapes, box_counts : tuple
+        All combinations are boxes.
     most_bytes, most_pageable_bytes : int
         Swaps of more are left out.
     repeats, fewest_repeats, swap_s : int or float
@@ -63,6 +84,8 @@ class CostGrid:
     counts: tuple[int, ...]
     most_bytes: int
     most_pageable_bytes: int
+    shapes: tuple[tuple[int, int, int], ...]
+    box_counts: tuple[int, ...]
     repeats: int = 9
     fewest_repeats: int = 3
     swap_s: float = 0.03
@@ -72,14 +95,20 @@ class CostGrid:
         """Return the most bytes of a swap."""
         return self.most_pageable_bytes if pageable else self.most_bytes
 
-    def swaps(self) -> Iterator[GridSwap]:
-        """Yield every swap, of rising sizes and counts."""
+    def swaps(self) -> Iterator[GridSwap | GridBoxes]:
+        """Yield every swap, of rising sizes and counts; then all boxes."""
         for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
             for pageable in (False, True) if direction is not Direction.D2D else (False,):
                 for size in self.sizes:
                     for count in self.counts:
                         if count * size <= self.most_of(pageable):
                             yield GridSwap(direction, pageable, size, count)
+        for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
+            for aligned in (True, False):
+                for shape in self.shapes:
+                    for count in self.box_counts:
+                        if count * math.prod(shape) * ITEM_BYTES <= self.most_bytes:
+                            yield GridBoxes(direction, aligned, shape, count)
 
 
 FULL = CostGrid(
@@ -89,9 +118,22 @@ FULL = CostGrid(
     256 * MIB,
     # Pageable copies are staged by the driver at some 10 GB/s: fewer bytes tell as much.
     16 * MIB,
+    # Rows of every class, and boxes of few and of many rows.
+    (
+        *((8, 8, 8), (32, 32, 32), (16, 32, 64), (64, 64, 64), (66, 66, 66), (16, 32, 160)),
+        *((128, 128, 128), (8, 32, 192), (8, 32, 256), (8, 128, 512), (1, 512, 768)),
+    ),
+    (1, 8, 64, 512),
 )
 # The simulated kernel runs in Python, one thread after another.
-SIMULATED = CostGrid((64, 4 * KIB, 32 * KIB, 128 * KIB), (1, 4), 512 * KIB, 512 * KIB)
+SIMULATED = CostGrid(
+    (64, 4 * KIB, 32 * KIB, 128 * KIB),
+    (1, 4),
+    512 * KIB,
+    512 * KIB,
+    ((2, 2, 32), (2, 2, 256)),
+    (1, 2),
+)
 
 
 def _pools(grid: CostGrid) -> tuple[int, int]:
@@ -144,9 +186,9 @@ class SwapTimer:
         self._stream = gpu.stream
         self._memory = BenchMemory(gpu, *_pools(grid))
         self._memory.host()[:] = 1
-        self._copy_us: dict[tuple[Direction, bool, Mode], float] = {}
+        self._copy_us: dict[tuple[type, Direction, bool, Mode], float] = {}
 
-    def measure(self, swap: GridSwap) -> list[TimedSwap]:
+    def measure(self, swap: GridSwap | GridBoxes) -> list[TimedSwap]:
         """Return the median time of each mode that can run; a round of all after another."""
         plan, stream = self._plan(swap), self._stream
         load = workload_of(plan.copies)
@@ -165,7 +207,9 @@ class SwapTimer:
         )
         timed = [TimedSwap(mode, load, s.median_s * 1e6) for mode, s in samples.items()]
         for mode, _, measured_us in timed:
-            self._copy_us[swap.direction, swap.pageable, mode] = measured_us / swap.number
+            self._copy_us[type(swap), swap.direction, swap.pageable, mode] = (
+                measured_us / swap.number
+            )
         return timed
 
     def full_blocks(self, direction: Direction) -> float:
@@ -186,12 +230,16 @@ class SwapTimer:
             return 0.0
         return round(_FEW_BLOCKS * max(1.0, few / many), 1)
 
-    def _plan(self, swap: GridSwap) -> CopyPlan:
+    def _plan(self, swap: GridSwap | GridBoxes) -> CopyPlan:
+        if isinstance(swap, GridBoxes):
+            return self._memory.plan_boxes(swap.direction, swap.shape, swap.number, swap.aligned)
         host = "pageable" if swap.pageable else "pinned"
         most = 2 * self._grid.most_of(swap.pageable)  # for every other block is left out
         arrays = self._memory.blocks(swap.direction, swap.size, host, most)
         return plan_blocks(*arrays, self._memory.mapping(*arrays, swap.number))
 
-    def _would_take_us(self, swap: GridSwap, mode: Mode) -> float:
+    def _would_take_us(self, swap: GridSwap | GridBoxes, mode: Mode) -> float:
         """Return a guess from the swap before, which had fewer or shorter copies."""
-        return swap.number * self._copy_us.get((swap.direction, swap.pageable, mode), 0.0)
+        return swap.number * self._copy_us.get(
+            (type(swap), swap.direction, swap.pageable, mode), 0.0
+        )

@@ -17,6 +17,7 @@ from pathlib import Path
 from numba_swap.dispatch.settings import check_positive
 from numba_swap.tools.bench.gpu import open_gpu
 from numba_swap.tools.bench.machine import describe_machine
+from numba_swap.tools.bench.speed.boxes import measure_boxes
 from numba_swap.tools.bench.speed.exchange import measure_duplex, measure_exchange
 from numba_swap.tools.bench.speed.latency import measure_capture, measure_latency, measure_planning
 from numba_swap.tools.bench.speed.overlap import measure_overlap
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Callable[[SpeedRun], None]] = {
     "exchange": measure_exchange,
     "capture": measure_capture,
     "overlap": measure_overlap,
+    "boxes": measure_boxes,
 }
 
 
