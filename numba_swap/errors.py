@@ -115,9 +115,12 @@ class DriverCallError(NumbaSwapError):
         Parts run side by side, so which rows were submitted is not known.
         """
         note = f"This swap ran in parts; the {number} before this one were submitted. {self._note}"
-        return type(self)(
+        error = type(self)(
             self.function, self.code, self.name, self.failing_index, note.strip(), self.copy
         )
+        if number == self.submitted == 0:
+            error.submitted, error.submitted_rows = 0, ()
+        return error
 
     @property
     def sticky(self) -> bool:

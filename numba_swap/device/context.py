@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
 
 from numba_swap.device.device import Device
 from numba_swap.device.resources import DeviceBuffer, buffer_size
+from numba_swap.device.streams import is_legacy
+from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
 from numba_swap.errors import DriverCallError
+
+_NO_LOCK = contextlib.nullcontext()
 
 
 class Context:
@@ -35,6 +42,24 @@ class Context:
         self._events: list[int] = []
         self._buffers: dict[int, list[int]] = {}
         self._streams: dict[Hashable, list[int]] = {}
+        # Of the streams that calls go into just now: kept alive by those who may hold them.
+        self._stream_locks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._making_locks = threading.RLock()
+
+    def stream_lock(self, stream: int) -> contextlib.AbstractContextManager[Any]:
+        """Return what keeps calls of several threads into one stream apart; always the same.
+
+        It is held while the pieces of one call are enqueued, and never while memory is taken or
+        the GPU is waited for. A signal handler may take it again in the thread that holds it.
+        """
+        if stream == abi.STREAM_PER_THREAD:
+            return _NO_LOCK  # no other thread has this one
+        key = 0 if is_legacy(stream) else stream
+        lock = self._stream_locks.get(key)
+        if lock is None:
+            with self._making_locks:
+                lock = self._stream_locks.setdefault(key, threading.RLock())
+        return lock  # type: ignore[no-any-return]
 
     def take_event(self) -> int:
         """Take an event, a spare one or a new one."""
@@ -84,7 +109,7 @@ class Context:
             event = owner.take_event()
             try:
                 self.driver.record_event(event, before)
-            except DriverCallError:
+            except BaseException:
                 owner.give_event(event)
                 raise
         try:

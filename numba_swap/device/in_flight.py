@@ -7,9 +7,14 @@ import contextlib
 import os
 import queue
 import threading
+import time
 
 from numba_swap.device.context import Context
+from numba_swap.driver import abi
 from numba_swap.errors import DriverCallError, NumbaSwapError, forked_error
+
+# How long the reaper lets a driver be that cannot say whether work is over.
+_RETRY_SECONDS = 0.05
 
 
 class InFlight:
@@ -32,7 +37,7 @@ class InFlight:
         To be recorded behind the work; 0 if it is captured, or over.
     """
 
-    __slots__ = ("__weakref__", "_context", "_driver", "_error", "_holds", "event")
+    __slots__ = ("__weakref__", "_context", "_driver", "_error", "_holds", "_unmarked", "event")
 
     def __init__(
         self,
@@ -45,6 +50,8 @@ class InFlight:
         self._driver = context.driver
         self._holds = holds
         self._error: NumbaSwapError | None = None
+        # Streams with a part of the work, of which nothing tells yet when they are through.
+        self._unmarked: tuple[int, ...] = ()
         if captured:
             self.event = 0
             # A graph may replay the work at any time: never release anything.
@@ -62,29 +69,43 @@ class InFlight:
         if self.event:
             self._driver.record_event(self.event, stream)
 
+    def lose(self, *streams: int) -> None:
+        """Note private streams that nothing joins: the work is over when they are through, too."""
+        self._unmarked += streams
+
     def close_after_failure(self, stream: int) -> None:
         """Track what may have been submitted before an error to its end, and release it then.
 
-        Where even that fails, nothing is ever released: better than to free what may be in use.
+        Where the driver refuses even that, it is asked again until it does not: to free what may
+        be in use is worse than to keep it for longer.
         """
         if not self.event:
-            return  # captured, or kept for good
+            return  # captured
+        lost = self._unmarked
+        # A thread's own default stream is known to that thread alone; the legacy one waits for it.
+        default = self._driver.is_default_stream(stream)
+        self.lose(abi.STREAM_LEGACY if default else stream)
         try:
             self.close(stream)
+            self._unmarked = lost
         except DriverCallError:
-            self.keep_for_good()
-        else:
+            pass  # the reaper asks again
+        finally:
             self.abandon()
 
     def keep_for_good(self) -> None:
-        """Never release anything: work is in flight, and nothing will tell when it is over."""
+        """Never release anything: nothing will tell when the work is over."""
         if _unfinished.pop(id(self), None) is not None:
             self.event = 0
             _kept.append(self)
 
     def cancel(self) -> None:
         """Forget it: nothing was submitted."""
-        self._release()
+        if self.event:
+            self._release()
+        else:  # captured
+            _kept.remove(self)
+            self._holds = ()
 
     @property
     def over(self) -> bool:
@@ -95,6 +116,8 @@ class InFlight:
         """Look whether it is over, and release what it held if so."""
         if self._error is not None:
             raise self._error
+        if self._unmarked:
+            return False
         if self.event:
             try:
                 if not self._driver.event_done(self.event):
@@ -112,10 +135,24 @@ class InFlight:
         if self.event:
             try:
                 self._driver.synchronize_event(self.event)
+                if self._unmarked:
+                    self._wait_for_unmarked()
             except DriverCallError as error:
                 self._fail(error)
                 raise
             self._release()
+
+    def _wait_for_unmarked(self) -> None:
+        """Wait for streams one by one: the event serves again as soon as it is over."""
+        with _reaper.turn:
+            while self._unmarked:
+                stream, driver = self._unmarked[0], self._driver
+                if driver.probe(stream)[2]:  # an event of ours has no place in a user's graph
+                    code = abi.ERROR_STREAM_CAPTURE_UNSUPPORTED
+                    raise DriverCallError("cuEventRecord", code, driver.error_name(code))
+                driver.record_event(self.event, stream)
+                driver.synchronize_event(self.event)
+                self._unmarked = self._unmarked[1:]
 
     def abandon(self) -> None:
         """Leave it to the reaper: nobody will wait for it."""
@@ -146,9 +183,16 @@ class InFlight:
 
 
 class _Reaper:
-    """A thread that waits for transfers nobody waits for, so that their memory is released."""
+    """A thread that waits for transfers nobody waits for, so that their memory is released.
+
+    Attributes
+    ----------
+    turn : Lock
+        For the one thread that waits for streams whose ends are not marked.
+    """
 
     def __init__(self) -> None:
+        self.turn = threading.Lock()
         # SimpleQueue.put is safe in a destructor, which may interrupt any code, this included.
         self._queue: queue.SimpleQueue[InFlight] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -169,12 +213,24 @@ class _Reaper:
                 self._lock.release()
 
     def _run(self) -> None:
+        unsure: list[InFlight] = []  # the driver could not say whether it is over
+        due = 0.0
         while True:
-            work = self._queue.get()
-            # The error stays with the work; the user dropped the only way to see it.
-            with contextlib.suppress(DriverCallError):
-                work.wait_in_own_context()
-            del work  # not held while the next one is waited for
+            patience = max(0.0, due - time.monotonic()) if unsure else None
+            with contextlib.suppress(queue.Empty):
+                unsure += _not_over([self._queue.get(timeout=patience)])
+            if unsure and time.monotonic() >= due:
+                unsure = _not_over(unsure)
+                due = time.monotonic() + _RETRY_SECONDS
+
+
+def _not_over(works: list[InFlight]) -> list[InFlight]:
+    """Wait for each; return those of which the driver did not say that they are over."""
+    for work in works:
+        # The error stays with the work; the user dropped the only way to see it.
+        with contextlib.suppress(NumbaSwapError):
+            work.wait_in_own_context()
+    return [work for work in works if work.event]
 
 
 def _forget_all() -> None:

@@ -160,7 +160,7 @@ class HostBuffers:
         try:
             return self.take(nbytes, device)
         except DriverCallError as error:
-            if error.code not in _NONE_LEFT:
+            if error.function != "cuMemHostAlloc" or error.code not in _NONE_LEFT:
                 raise
             self._shortage = Shortage(size, time.monotonic() + _ASK_AGAIN_AFTER_S)
             if not self._told:

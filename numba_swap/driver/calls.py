@@ -186,7 +186,11 @@ class Driver(WorkCalls):
         try:
             yield
         finally:
-            self._check(self._cuCtxSetCurrent(former or None), "cuCtxSetCurrent")
+            code = self._cuCtxSetCurrent(former or None)
+            if code:
+                # Once more: a thread that is left in another context works on the wrong GPU.
+                self._cuCtxSetCurrent(former or None)
+                self._check(code, "cuCtxSetCurrent")
 
     # -- memory -----------------------------------------------------------------------------
 
@@ -261,12 +265,14 @@ class Driver(WorkCalls):
 
         Allocations and event queries touch no captured stream here, but the driver cannot know.
         """
-        mode = c_int(abi.CAPTURE_MODE_RELAXED)
-        self._cuThreadExchangeStreamCaptureMode(byref(mode))
+        mode, exchange = c_int(abi.CAPTURE_MODE_RELAXED), self._cuThreadExchangeStreamCaptureMode
+        exchange(byref(mode))
         try:
             yield
         finally:
-            self._cuThreadExchangeStreamCaptureMode(byref(mode))
+            # (Where it could not be relaxed, the word is as it was.)
+            if mode.value != abi.CAPTURE_MODE_RELAXED and exchange(byref(mode)):
+                exchange(byref(mode))
 
     @staticmethod
     def is_default_stream(stream: int) -> bool:

@@ -8,12 +8,17 @@ these functions:
 ``load(device, ends)``
     Make the mode ready on a GPU for such copies; why that cannot be, or None. Asked before the
     first use, and cheap afterwards.
-``room(copies, device)``
-    Why there is no memory for what the mode needs besides the copies, or None. A mode that needs
-    none has no such function.
 ``submit(copies, launch, work)``
     Enqueue copies in the stream of a `LaunchContext`; `work` keeps alive what it is told to.
     The caller marks the end.
+
+One that needs memory besides that of the copies has two more:
+
+``room(copies, device)``
+    Why there is no such memory, or None.
+``reserve(copies, launch)``
+    Take it, which may take its time, before other calls into the stream have to wait for this one;
+    return what holds it until `submit` takes it.
 """
 
 from __future__ import annotations

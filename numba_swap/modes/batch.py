@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -71,7 +72,7 @@ def submit(copies: Copies, launch: LaunchContext, work: InFlight) -> None:
         return
     # The driver refuses the legacy default stream here: a private one takes its place.
     sides = context.private_streams(streams, ("batch", launch.key))
-    with context.fork_join(launch.stream, sides, work.keep_for_good):
+    with context.fork_join(launch.stream, sides, functools.partial(work.lose, *sides)):
         call(launch.driver, copies, sides)
 
 

@@ -68,7 +68,9 @@ def call_relaxed(exchange, function, handle):  # type: ignore[no-untyped-def]
     relaxed = 2
     _, former = call_out(exchange, (), relaxed)
     code = call(function, (handle,))
-    call_out(exchange, (), former)
+    # (Where it could not be relaxed, the word is as it was.)
+    if former != relaxed and call_out(exchange, (), former)[0] != 0:
+        call_out(exchange, (), former)
     return code
 
 
@@ -115,8 +117,8 @@ def enter_context(functions, context):  # type: ignore[no-untyped-def]
 @compiled(types.void(_functions, integer, integer))
 def leave_context(functions, context, former):  # type: ignore[no-untyped-def]
     """Make the former context current again."""
-    if former != context:
-        call(functions[1], (former,))
+    if former != context and call(functions[1], (former,)) != 0:
+        call(functions[1], (former,))  # once more, as `Driver.activate` does
 
 
 @compiled(types.UniTuple(integer, 2)(_functions, *(integer,) * 5, _values, integer))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from numba_swap.copies.copies import Ends
 from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.swap.context import wait_for_producers
 from numba_swap.swap.select import Selection
-from numba_swap.swap.steps import submit_step, submit_steps
+from numba_swap.swap.steps import reserve, submit_step, submit_steps
 from numba_swap.swap.transfer import Transfer
 
 
@@ -37,20 +37,26 @@ def execute(
     decision, steps, capturing = selection.decision, selection.steps, launch.conditions.capturing
     if decision.copies == 0:
         return Transfer(None, decision, False)
-    for some in ends:
-        if some.producer_streams:
-            wait_for_producers(some, launch)
-    work = InFlight(launch.context, holds, capturing)
-    try:
-        if not isinstance(steps, tuple):
-            submit_steps(steps(launch), launch, work, forked=selection.forked)
-        elif len(steps) == 1:
-            submit_step(steps[0], launch, work)
-        else:
-            submit_steps(steps, launch, work, forked=selection.forked)
-        work.close(launch.stream)
-    except BaseException:
-        # A part may have been submitted: its memory must last until that part is over.
-        work.close_after_failure(launch.stream)
-        raise
+    forked, made = selection.forked, steps(launch) if callable(steps) else steps
+    known = made if isinstance(made, Sequence) else ()
+    reserved = [reserve(step, launch, forked=forked) for step in known]
+    with launch.context.stream_lock(launch.stream):
+        del reserved  # for the steps to take
+        for some in ends:
+            if some.producer_streams:
+                wait_for_producers(some, launch)
+        work = InFlight(launch.context, holds, capturing)
+        try:
+            if isinstance(made, tuple) and len(made) == 1:
+                submit_step(made[0], launch, work)
+            else:
+                submit_steps(made, launch, work, forked=forked)
+            work.close(launch.stream)
+        except BaseException as error:
+            if capturing and getattr(error, "submitted", None) == 0:
+                work.cancel()
+            else:
+                # A part may have been submitted: its memory must last until that part is over.
+                work.close_after_failure(launch.stream)
+            raise
     return Transfer(work, decision, capturing)

@@ -58,6 +58,7 @@ class PreparedRun:
     __slots__ = (
         "_costs",
         "_driver",
+        "_lock",
         "_settings",
         "context",
         "kernel",
@@ -81,6 +82,7 @@ class PreparedRun:
         self.context = launched.context
         self.stream = launched.stream
         self._driver = launched.driver
+        self._lock = launched.context.stream_lock(launched.stream)
         self._settings = current_settings()
         self._costs = find_costs(launched.device)
 
@@ -172,7 +174,8 @@ class PreparedRun:
             return None
         work = InFlight(self.context, holds, False, event)
         try:
-            submitted = submit(*arguments, event)
+            with self._lock:
+                submitted = submit(*arguments, event)
         except BaseException:
             work.close_after_failure(self.stream)
             raise

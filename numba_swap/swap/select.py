@@ -28,7 +28,8 @@ class Selection(NamedTuple):
     decision : Decision
         For the user.
     steps : tuple of Step, or callable
-        What is done; or what returns the steps of a run, given where they are submitted.
+        What is done; or what returns the steps of a run, given where they are submitted: all of
+        them at once, or one by one if they need no memory besides that of the copies.
     forked : bool
         Whether they run at once, in private streams; else one after another in the user's.
     """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Hashable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numba_swap.copies.copies import Copies, Pairs
 from numba_swap.device.in_flight import InFlight
@@ -45,6 +46,17 @@ class Step(NamedTuple):
     holds: object = None
 
 
+def reserve(step: Step, launch: LaunchContext, *, forked: bool) -> object:
+    """Take the memory that a step will need; return what holds it until it is submitted."""
+    if forked:
+        launch = _beside(step, launch)
+    if isinstance(step.work, Pairs):
+        exchange.reserve(step.work, launch)
+        return None
+    module: Any = MODES[step.mode]
+    return module.reserve(step.work, launch) if hasattr(module, "reserve") else None
+
+
 def submit_steps(
     steps: Iterable[Step], launch: LaunchContext, work: InFlight, *, forked: bool
 ) -> None:
@@ -72,6 +84,7 @@ def submit_steps(
             _submit(step, number, launch, work)
         return
     with _ForkedStreams(launch, work) as streams:
+        streams.mark(_BEFORE_ALL, launch.stream)
         for number, step in enumerate(steps):
             inside = streams.enter(step)
             _submit(step, number, inside, work)
@@ -111,19 +124,16 @@ class _ForkedStreams:
         self._events: dict[int, int] = {}
 
     def __enter__(self) -> _ForkedStreams:
-        self.mark(_BEFORE_ALL, self._launch.stream)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         context = self._launch.context
+        sides = [inside.stream for inside in self._strands.values()]
         first = contextlib.nullcontext() if kind is None else contextlib.suppress(DriverCallError)
         try:
             with first:  # the first error is the one to be told
-                context.join(
-                    [inside.stream for inside in self._strands.values()],
-                    self._launch.stream,
-                    self._work.keep_for_good,
-                )
+                lose = functools.partial(self._work.lose, *sides)
+                context.join(sides, self._launch.stream, lose)
         finally:
             for event in self._events.values():  # all that waits for them has been enqueued
                 context.give_event(event)
@@ -134,8 +144,7 @@ class _ForkedStreams:
         inside = self._strands.get(step.strand)
         if inside is None:
             (stream,) = launch.context.private_streams(1, ("step", step.strand))
-            inside = launch.under(beside=True, shares_engines=step.shares_engines)
-            inside = inside._replace(stream=stream, key=step.strand)
+            inside = _beside(step, launch)._replace(stream=stream, key=step.strand)
             self._strands[step.strand] = inside
             launch.driver.wait_event(stream, self._events[_BEFORE_ALL])
         for earlier in step.after:
@@ -149,3 +158,8 @@ class _ForkedStreams:
 
 
 _BEFORE_ALL = -1
+
+
+def _beside(step: Step, launch: LaunchContext) -> LaunchContext:
+    """Return under which conditions a step runs in a strand of its own."""
+    return launch.under(beside=True, shares_engines=step.shares_engines)

@@ -1,9 +1,12 @@
 """What is kept for a context: used again, and given back whatever goes wrong."""
 
+import weakref
+
 import pytest
 
 import numba_swap as ns
 from numba_swap.device.devices import devices_of
+from numba_swap.driver import abi
 from numba_swap.driver.simulated import Fault
 
 
@@ -28,6 +31,17 @@ def test_events_are_used_again(gpu, context):
     assert {context.take_event(), context.take_spare_event()} == set(events)
     assert context.take_spare_event() == 0
     assert gpu.library.calls["cuEventCreate"] == 2
+
+
+def test_calls_into_one_stream_share_a_lock_for_as_long_as_one_needs_it(context):
+    lock = context.stream_lock(77)
+    assert context.stream_lock(77) is lock
+    assert context.stream_lock(78) is not lock
+    died = weakref.ref(lock)
+    del lock
+    assert died() is None  # so locks do not pile up with the streams of a program
+    by_names = context.stream_lock(0), context.stream_lock(abi.STREAM_LEGACY)
+    assert by_names[0] is by_names[1]
 
 
 def test_private_streams_of_each_key_are_kept(gpu, context):

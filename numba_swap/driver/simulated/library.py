@@ -219,6 +219,12 @@ class SimulatedLibrary:
                 name = ERROR_NAMES.get(failure.code, b"unknown error").decode()
                 raise DriverCallError(function, failure.code, name) from None
 
+    def live(self) -> Counter[str]:
+        """Count what there is now: events, streams, and living allocations of each kind."""
+        with self._lock:
+            self._free_dead()
+            return self.memory.living() + self._timeline.living()
+
     def register_kernel(self, function: Callable[..., object], parameters: int = 0) -> int:
         """Make a function launchable.
 

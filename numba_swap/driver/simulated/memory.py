@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 from bisect import bisect_left, bisect_right
-from collections import deque
+from collections import Counter, deque
 from ctypes import c_int, c_uint, c_uint64
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +156,10 @@ class Memory:
             oldest = self._quarantine.popleft()
             self._quarantined_bytes -= oldest.nbytes
             self._remove(oldest)
+
+    def living(self) -> Counter[str]:
+        """Count what was allocated or registered and not freed, by kind."""
+        return Counter(a.kind.value for a in self._allocations if a.alive)
 
     def unregister(self, start: int) -> None:
         """Forget registered memory; its owner keeps it."""

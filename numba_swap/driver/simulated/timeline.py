@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -104,6 +105,10 @@ class Timeline:
         handle = next(self.handles)
         self._events[handle] = Event(context)
         return handle
+
+    def living(self) -> Counter[str]:
+        """Count events and streams."""
+        return Counter(events=len(self._events), streams=len(self._streams))
 
     def stream(self, handle: int, context: int | None) -> Stream:
         """Find a stream; the default ones are those of a context, and of this thread."""

@@ -38,6 +38,11 @@ def room(pairs: Pairs, device: Device) -> str | None:
     return why_no_table(device, 4, pairs.out, _common_table(pairs))
 
 
+def reserve(pairs: Pairs, launch: LaunchContext) -> None:
+    """Write the table of descriptors, which stays with the pairs."""
+    _launch_of(pairs, launch)
+
+
 def submit(pairs: Pairs, launch: LaunchContext, work: InFlight) -> None:
     """Enqueue the pairs in their stream.
 
@@ -47,11 +52,7 @@ def submit(pairs: Pairs, launch: LaunchContext, work: InFlight) -> None:
         If the driver refuses the launch; nothing was copied.
     """
     work.hold(pairs)
-    key = _key(launch.device, launch.conditions.max_blocks)
-    kernel: Launch | None = pairs.memo.get(key)
-    if kernel is None:
-        # Two threads may get here at once: both must use, and hold, the one that is kept.
-        kernel = pairs.memo.setdefault(key, _prepare(pairs, launch))
+    kernel = _launch_of(pairs, launch)
     launch.driver.launch_kernel(
         kernel.function, kernel.blocks, kernel.threads, launch.stream, kernel.arguments
     )
@@ -65,6 +66,16 @@ def find_launch(pairs: Pairs, device: Device, max_blocks: int | None) -> Launch:
 
 def _key(device: Device, max_blocks: int | None) -> tuple[object, ...]:
     return Launch, device, max_blocks
+
+
+def _launch_of(pairs: Pairs, launch: LaunchContext) -> Launch:
+    """Return the launch that is kept with the pairs; made if need be."""
+    key = _key(launch.device, launch.conditions.max_blocks)
+    kernel: Launch | None = pairs.memo.get(key)
+    if kernel is None:
+        # Two threads may get here at once: both must use, and hold, the one that is kept.
+        kernel = pairs.memo.setdefault(key, _prepare(pairs, launch))
+    return kernel
 
 
 def _prepare(pairs: Pairs, launch: LaunchContext) -> Launch:

@@ -6,6 +6,7 @@ from numba_swap.copies.copies import Copies, Direction, Ends
 from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
 from numba_swap.device.memory import Allocation, MemoryKind
+from numba_swap.device.resources import DeviceBuffer
 from numba_swap.dispatch.conditions import Capabilities, Conditions, LaunchContext
 from numba_swap.driver.version import DriverVersion
 from numba_swap.modes.kernel.boxes import prepare_boxes, why_no_box_table
@@ -53,6 +54,14 @@ def room(copies: Copies, device: Device) -> str | None:
     return why_no_table(device, 2, copies, copies.table)
 
 
+def reserve(copies: Copies, launch: LaunchContext) -> DeviceBuffer | None:
+    """Write the table of descriptors, and take memory for its copy on the device if need be."""
+    kernel = _launch_of(copies, launch)
+    if not _is_uploaded(copies, launch) or _served(kernel) is not None:
+        return None
+    return launch.context.take_buffer(kernel.table_bytes)
+
+
 def submit(copies: Copies, launch: LaunchContext, work: InFlight) -> None:
     """Enqueue the copies in their stream as one kernel launch.
 
@@ -61,14 +70,9 @@ def submit(copies: Copies, launch: LaunchContext, work: InFlight) -> None:
     DriverCallError
         If the driver refuses the launch; nothing was copied.
     """
-    conditions = launch.conditions
-    key = _key(launch.device, conditions.max_blocks, beside=conditions.beside)
-    kernel: Launch | None = copies.memo.get(key)
-    if kernel is None:
-        # Two threads may get here at once: both must use, and hold, the one that is kept.
-        kernel = copies.memo.setdefault(key, _prepare(copies, launch))
+    kernel = _launch_of(copies, launch)
     arguments = kernel.arguments
-    if copies.direction is Direction.D2D and not conditions.capturing:
+    if _is_uploaded(copies, launch):
         arguments = _upload_table(kernel, launch, work)
     launch.driver.launch_kernel(
         kernel.function, kernel.blocks, kernel.threads, launch.stream, arguments
@@ -83,6 +87,17 @@ def find_launch(copies: Copies, device: Device, max_blocks: int | None) -> Launc
 
 def _key(device: Device, max_blocks: int | None, *, beside: bool) -> tuple[object, ...]:
     return Launch, device, max_blocks, beside
+
+
+def _launch_of(copies: Copies, launch: LaunchContext) -> Launch:
+    """Return the launch that is kept with the copies; made if need be."""
+    conditions = launch.conditions
+    key = _key(launch.device, conditions.max_blocks, beside=conditions.beside)
+    kernel: Launch | None = copies.memo.get(key)
+    if kernel is None:
+        # Two threads may get here at once: both must use, and hold, the one that is kept.
+        kernel = copies.memo.setdefault(key, _prepare(copies, launch))
+    return kernel
 
 
 def _prepare(copies: Copies, launch: LaunchContext) -> Launch:
@@ -105,14 +120,25 @@ def _prepare(copies: Copies, launch: LaunchContext) -> Launch:
     )
 
 
+def _is_uploaded(copies: Copies, launch: LaunchContext) -> bool:
+    """Whether the kernel reads its descriptors from device memory (see `_upload_table`)."""
+    return copies.direction is Direction.D2D and not launch.conditions.capturing
+
+
+def _served(kernel: Launch) -> DeviceTable | None:
+    """Return the copy of the descriptors on the device; None if it is not there for certain."""
+    uploaded = kernel.uploaded
+    return uploaded if uploaded is not None and uploaded.first.over else None
+
+
 def _upload_table(kernel: Launch, launch: LaunchContext, work: InFlight) -> tuple[int, ...]:
     """Return the launch's arguments with the descriptors in device memory.
 
     Between host and device the link is the bottleneck, and descriptors in pinned memory arrive
     in time. Within a device they would not.
     """
-    uploaded = kernel.uploaded
-    if uploaded is None or not uploaded.first.over:
+    uploaded = _served(kernel)
+    if uploaded is None:
         # Until the first copy of the descriptors is known to be over, each run makes its own,
         # which costs little and needs no order between streams.
         address, nbytes = kernel.arguments[0], kernel.table_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, cached_property, partial
 from typing import NamedTuple
 
@@ -79,12 +79,15 @@ class ExchangePlan(Plan):
             at_once=conditions.may_use_private_streams,
         )
         duplex, scheduled = beside.conditions.duplex, self._scheduled
-        side_by_side = Selection(
-            apart,
-            # (Not of this plan, which would keep itself alive.)
-            lambda launch: scheduled.steps(launch.under(duplex=duplex), mode),
-            forked=conditions.may_use_private_streams,
-        )
+        kernels = Mode.KERNEL in apart.modes
+
+        def steps(launch: LaunchContext) -> Iterable[Step]:
+            # (Not a method of this plan, which would keep itself alive.)
+            made = scheduled.steps(launch.under(duplex=duplex), mode)
+            # Copy engines need no memory, and work already while later pieces are planned.
+            return list(made) if kernels or scheduled.schedule.staged is not None else made
+
+        side_by_side = Selection(apart, steps, forked=conditions.may_use_private_streams)
         if not both or (apart.forced and apart.mode is not Mode.KERNEL):
             return side_by_side
         workloads = workload_of(self.copies[0]), workload_of(self.copies[1])
