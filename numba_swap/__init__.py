@@ -20,7 +20,7 @@ draw what ``numba-swap ab`` measured); all else may change. Import the two modul
 from typing import TYPE_CHECKING, Any
 
 from numba_swap._version import __version__
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.decision import Decision, Estimate
 from numba_swap.dispatch.settings import Mode, Policy, override
 from numba_swap.driver.version import DriverVersion

@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from numba_swap import native
 from numba_swap.copies.block_array import BlockArray
-from numba_swap.copies.copies import Copies, Ends, PinnedTable, concatenate, merge, no_copies
+from numba_swap.copies.copies import Copies, PinnedTable, concatenate, merge, no_copies
+from numba_swap.copies.ends import Ends
+from numba_swap.copies.forms import NO_FORMS, Boxes, fold, form_words, memory_type
 from numba_swap.copies.hazards import check_hazards, check_within, inner_bounds, spans_meet
 from numba_swap.copies.inputs.mapping import Integers, read_integers
 from numba_swap.copies.layers import NAMES, ArgumentNames, LayerPair, device_of, read_arrays
@@ -159,6 +161,9 @@ class _Rows(NamedTuple):
             raise self._bad_row()
         if layout.run_bytes == 0:
             return no_copies()
+        whole = known_as_a_whole(sources) and known_as_a_whole(destinations)
+        if not contiguous and whole and not self.in_order and not self._several():
+            return self._boxes(dst_column, src_column)
         kept = table
         if not contiguous or (found and not self.in_order):
             dst_column = _expand(dst_column, layout.dst_offsets)
@@ -169,7 +174,7 @@ class _Rows(NamedTuple):
         origin: Provenance = pair.rows(columns, self.name, kept, self.mapping, reordered=grouped)
         size: Addresses | int = layout.run_bytes
         ends = pair.ends
-        if not (known_as_a_whole(sources) and known_as_a_whole(destinations)):
+        if not whole:
             sources = self._ask(src, src_column, origin)
             destinations = self._ask(dst, dst_column, origin)
             ends = Ends.of(sources, destinations, ends.owners, ends.producer_streams)
@@ -197,6 +202,25 @@ class _Rows(NamedTuple):
             for column in (dst_column, src_column):
                 check_within(column, column + copies.sizes, bounds, describe)
         return copies
+
+    def _several(self) -> bool:
+        """Whether an array lies in several allocations, over whose borders no run may go."""
+        return max(len(array.allocations) for array in (self.pair.src, self.pair.dst)) > 1
+
+    def _boxes(self, dst: Addresses, src: Addresses) -> Copies:
+        """Return the copies of blocks that are not contiguous, which begin at these addresses."""
+        pair = self.pair
+        folded = fold(pair.layout.axes)
+        offsets = folded.dst_offsets, folded.src_offsets
+        columns = _expand(dst, offsets[0]), _expand(src, offsets[1])
+        types = memory_type(pair.dst.allocations), memory_type(pair.src.allocations)
+        return Copies(
+            *columns,
+            folded.form.nbytes,
+            pair.ends,
+            pair.rows(columns, self.name, None, self.mapping, offsets=offsets),
+            boxes=Boxes(np.array([form_words(folded.form, *types)]), NO_FORMS),
+        )
 
     def _ask(
         self, array: BlockArray, column: Addresses, origin: Provenance

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.copies import Copies, Ends, merge, no_copies
+from numba_swap.copies.copies import Copies, merge, no_copies
+from numba_swap.copies.ends import Ends
 from numba_swap.copies.hazards import check_hazards
 from numba_swap.copies.inputs.mapping import Integers, read_integers
 from numba_swap.copies.provenance import Merged, PointerRows

@@ -80,6 +80,10 @@ def check_hazards(copies: Copies) -> None:
     BadPlanError
         If two destinations overlap, or one copy writes what another reads; it names the rows.
     """
+    rows = copies.unfolded()
+    # A row that a box, for all of them, moves onto itself does no harm, unless others write it.
+    onto_itself = rows.dst == rows.src if rows is not copies else None
+    copies = rows
     order = np.argsort(copies.dst, kind="stable")
     starts = copies.dst[order]
     stops = starts + copies.sizes[order]
@@ -90,7 +94,8 @@ def check_hazards(copies: Copies) -> None:
     # Destinations are disjoint now, so the first one that ends after a source begins decides.
     after = np.searchsorted(stops, copies.src, side="right")
     candidates = np.minimum(after, len(order) - 1)
-    read = np.flatnonzero((after < len(order)) & (starts[candidates] < copies.src + copies.sizes))
+    meets = (after < len(order)) & (starts[candidates] < copies.src + copies.sizes)
+    read = np.flatnonzero(meets if onto_itself is None else meets & ~onto_itself)
     if read.size:
         reader, writer = int(read[0]), int(order[after[read[0]]])
         met = max(int(copies.src[reader]), int(copies.dst[writer]))

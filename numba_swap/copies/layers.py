@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_swap.copies.block_array import BlockArray
-from numba_swap.copies.copies import Ends
+from numba_swap.copies.ends import Ends
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.copies.layout import PairLayout, match_blocks
 from numba_swap.copies.provenance import BlockRows
@@ -95,8 +95,13 @@ class LayerPair(NamedTuple):
         mapping: Integers,
         *,
         reordered: bool = False,
+        offsets: tuple[Integers, Integers] | None = None,
     ) -> BlockRows:
-        """Return where copies, one of every run of every block, come from; see `BlockRows`."""
+        """Return where copies, one of every run of every block, come from; see `BlockRows`.
+
+        `offsets` are where the copies of a block begin in it, at the destination and at the
+        source, if they are not its runs.
+        """
         layout = self.layout
         # Where all blocks lie at one address, it does not tell which is meant.
         ids = (
@@ -107,7 +112,7 @@ class LayerPair(NamedTuple):
             columns,
             (self.dst.address, self.src.address),
             (layout.dst_step, layout.src_step),
-            (layout.dst_offsets, layout.src_offsets),
+            offsets or (layout.dst_offsets, layout.src_offsets),
             mapping if reordered else None,
             name,
             self.suffix,

@@ -37,6 +37,9 @@ class PairLayout:
         Whether different destination blocks may share bytes.
     alignment_bits : int
         All steps, offsets and lengths, or-ed: low bits that are 0 here are 0 in all of them.
+    axes : tuple of (int, int, int)
+        Of a block, outermost first: length, and bytes from one to the next at the source and at the
+        destination; the last are the bytes of a run.
     unwritable : str or None
         Why no block of the destination can be written, though all may be read; None if they can.
     """
@@ -50,6 +53,7 @@ class PairLayout:
     dst_blocks: int
     may_alias: bool
     alignment_bits: int
+    axes: tuple[Axis, ...]
     unwritable: str | None
 
 
@@ -143,6 +147,7 @@ def _match_layouts(
         dst_shape[block_axis],
         may_overlap([*dst_axes, (dst_shape[block_axis], dst_step)], run_bytes),
         bits,
+        tuple(axes),
         unwritable,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.conditions import Conditions
 from numba_swap.dispatch.cost_model import CostModel, Workload, split_workload
 from numba_swap.dispatch.decision import Decision, Estimate, format_us, join_decisions

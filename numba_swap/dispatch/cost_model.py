@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_swap.copies.copies import Copies, Direction, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Direction, Ends
 from numba_swap.copies.forms import Boxes
 from numba_swap.device.memory import Addresses, MemoryKind
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning

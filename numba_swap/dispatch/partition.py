@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.copies import SIDES, Copies, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import SIDES, Ends
 from numba_swap.device.memory import Addresses, Allocation
 from numba_swap.dispatch.cost_model import CLASS_EDGES
 

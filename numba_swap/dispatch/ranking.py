@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.device.tuning import Tuning
 from numba_swap.dispatch.conditions import Conditions
 from numba_swap.dispatch.cost_model import CLASSES, CostModel, Workload, split_workload

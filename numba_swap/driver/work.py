@@ -82,6 +82,35 @@ class WorkCalls(DriverBase):
         code, index = native.boxes.memcpy_loop(*self._box_functions, dst, src, forms, which, stream)
         return code, index
 
+    def boxes_and_record(
+        self, context: int, dst: Any, src: Any, forms: Any, which: Any, stream: int, event: int
+    ) -> tuple[bool, int, int]:
+        """Do what `memcpy_boxes_loop` does, and record an event, if all is as it was.
+
+        See `native.prepared.boxes_and_record`.
+
+        Returns
+        -------
+        done : bool
+            Whether anything was submitted.
+        code, index : int
+            As of `memcpy_boxes_loop`.
+        """
+        step, code, index = native.prepared.boxes_and_record(
+            self.launch_functions,
+            *self._box_functions,
+            context,
+            dst,
+            src,
+            forms,
+            which,
+            stream,
+            event,
+        )
+        if step > 1:
+            self._check(code, "cuEventRecord")
+        return step >= 0, code if step == 1 else 0, index
+
     @functools.cached_property
     def _box_functions(self) -> tuple[int, int]:
         return self.address("cuMemcpy3DAsync"), self.address("cuMemcpyAsync")

@@ -26,7 +26,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol, cast
 
-from numba_swap.copies.copies import Copies, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Ends
 from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import Conditions, LaunchContext

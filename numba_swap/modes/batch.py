@@ -8,7 +8,8 @@ import itertools
 import numpy as np
 
 from numba_swap import native
-from numba_swap.copies.copies import Copies, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Ends
 from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
 from numba_swap.device.streams import is_legacy
@@ -115,5 +116,5 @@ def _copy_boxes_in_chunks(driver: Driver, copies: Copies, streams: list[int]) ->
                     ends = np.cumsum(calls[start:stop])
                     index = start + int(np.searchsorted(ends, first + failing, side="right"))
                 name = driver.error_name(code)
-                # Driver 580 then submits nothing of this call, which is documented nowhere.
+                # What driver 580 submits of this call depends on the fault; no document tells.
                 raise copies.driver_error(_STRIDED_FUNCTION, code, name, index, stop, least=start)

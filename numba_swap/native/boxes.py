@@ -196,6 +196,7 @@ KERNEL_FORM = (
     "may_overread",
 )
 _ROW_WORDS, _WORDS = KERNEL_FORM.index("row_words"), KERNEL_FORM.index("words")
+_STEP_WORDS = KERNEL_FORM.index("step_words")
 _UNIT, _SEGMENT = KERNEL_FORM.index("unit"), KERNEL_FORM.index("segment")
 _WORD_BYTES = 16
 _HOST = 1  # CUmemorytype
@@ -264,3 +265,15 @@ def describe_forms(dst, src, forms, which, may_overread, found):  # type: ignore
         row_words = (before + row_bytes + segment - 1) // segment * (segment // word)
         found[form, _ROW_WORDS] = row_words
         found[form, _WORDS] = row_words * forms[form, ROWS] * forms[form, PLANES]
+
+
+@compiled(types.void(mapping, integer))
+def set_steps(found, tile):  # type: ignore[no-untyped-def]
+    """Write down what a tile of so many threads goes on by, in words, rows and planes."""
+    for form in range(len(found)):
+        row_words = found[form, _ROW_WORDS]
+        plane = row_words * found[form, 1]
+        rest = tile % plane
+        found[form, _STEP_WORDS] = rest % row_words
+        found[form, _STEP_WORDS + 1] = rest // row_words
+        found[form, _STEP_WORDS + 2] = tile // plane

@@ -80,7 +80,7 @@ _values = types.UniTuple(integer, KERNEL_PARAMETERS)
 
 
 @compiled(types.boolean(_functions, integer, integer))
-def _is_free(functions, context, stream):  # type: ignore[no-untyped-def]
+def is_free(functions, context, stream):  # type: ignore[no-untyped-def]
     """Whether a stream is of a context, and no capture forbids work in it."""
     if stream > 2:
         code, current = call_out(functions[2], (stream,), 0)
@@ -126,7 +126,7 @@ def launch_if_free(  # type: ignore[no-untyped-def]
     functions, context, kernel, blocks, threads, stream, values, event
 ):
     """Do what `launch_and_record` does, in the context that is current."""
-    if not _is_free(functions, context, stream):
+    if not is_free(functions, context, stream):
         return -1, 0
     return _launch_and_record(functions, kernel, blocks, threads, stream, values, event)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from numba_swap.copies.copies import Direction, Ends
+from numba_swap.copies.ends import Direction, Ends
 from numba_swap.device.devices import Devices
 from numba_swap.device.streams import is_legacy, same_stream, stream_handle
 from numba_swap.dispatch.calibration import find_costs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from numba_swap.copies.copies import Ends
+from numba_swap.copies.ends import Ends
 from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.swap.context import wait_for_producers

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from numba_swap.copies.copies import Copies, Direction, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Direction, Ends
 from numba_swap.device.devices import Devices
 from numba_swap.device.streams import stream_handle
 from numba_swap.dispatch.calibration import find_costs

@@ -23,6 +23,7 @@ from numba_swap.device.resources import BufferList
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.dispatch.settings import Mode, Policy, current_settings
+from numba_swap.modes import loop
 from numba_swap.modes.kernel import exchange, launch
 from numba_swap.modes.kernel.table import Launch
 from numba_swap.swap.context import RunOptions
@@ -73,12 +74,13 @@ class PreparedRun:
         options: RunOptions,
         launched: LaunchContext,
         selection: Selection,
-        kernel: Launch,
+        kernel: Launch | None,
     ) -> None:
         self.options = options
         self.launched = launched
         self.selection = selection
-        self.kernel = kernel
+        if kernel is not None:
+            self.kernel = kernel
         self.context = launched.context
         self.stream = launched.stream
         self._driver = launched.driver
@@ -188,6 +190,46 @@ class PreparedRun:
         return Transfer(work, decision, False)
 
 
+class PreparedLoop(PreparedRun):
+    """A loop over boxes that was made, with all that it followed from.
+
+    Parameters
+    ----------
+    options, launched, selection
+        As for `PreparedRun`.
+    copies : Copies
+        The boxes.
+    """
+
+    __slots__ = ("_copies",)
+
+    def __init__(
+        self, options: RunOptions, launched: LaunchContext, selection: Selection, copies: Copies
+    ) -> None:
+        super().__init__(options, launched, selection, None)
+        self._copies = copies
+
+    def again(self, *holds: object) -> Transfer | None:
+        """Make the same loop once more; None, with nothing done, if this needs the long way."""
+        return self.track((self.selection,), holds, self._submit)
+
+    def _submit(self, event: int) -> int:
+        copies, boxes = self._copies, self._copies.boxes
+        assert boxes is not None  # whoever prepared it asked
+        done, code, index = self._driver.boxes_and_record(
+            self.context.handle,
+            copies.dst,
+            copies.src,
+            boxes.forms,
+            boxes.which,
+            self.stream,
+            event,
+        )
+        if code:
+            raise loop.refused(self._driver, copies, code, index)
+        return int(done)
+
+
 def _is_same(value: Any, former: Any) -> bool:
     """Whether a value equals one that was accepted: arrays of one element equal it, too."""
     return type(value) is type(former) and bool(value == former)
@@ -196,11 +238,13 @@ def _is_same(value: Any, former: Any) -> bool:
 def prepared_from(
     options: RunOptions, launched: LaunchContext, selection: Selection
 ) -> PreparedRun | None:
-    """Return how to do again what was just done; None if it was not one kernel launch."""
+    """Return how to do again what was just done; None if it was no launch and no loop of boxes."""
     steps, conditions = selection.steps, launched.conditions
     if not (isinstance(steps, tuple) and len(steps) == 1) or conditions.capturing:
         return None
     step = steps[0]
+    if step.mode is Mode.LOOP and isinstance(step.work, Copies) and step.work.boxes is not None:
+        return PreparedLoop(options, launched, selection, step.work)
     if step.mode is not Mode.KERNEL:
         return None
     find = launch.find_launch if isinstance(step.work, Copies) else exchange.find_launch

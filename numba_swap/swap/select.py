@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, cast
 
-from numba_swap.copies.copies import Copies, Direction
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.choice import Choice, decide, estimate
 from numba_swap.dispatch.conditions import Conditions, LaunchContext

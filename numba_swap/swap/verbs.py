@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from numba_swap.copies.copies import Copies, Direction, no_copies
+from numba_swap.copies.copies import Copies, no_copies
+from numba_swap.copies.ends import Direction
 from numba_swap.copies.from_arrays import plan_layers, read_mapping
 from numba_swap.copies.from_pointers import Validation, plan_pointers
 from numba_swap.copies.inputs.mapping import Integers
@@ -51,7 +52,7 @@ def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) 
     -------
     CopyPlan
         Validated copies: empty ones dropped, neighbours merged. A block that is not contiguous
-        is copied as its contiguous runs.
+        is copied as a box: rows at a pitch, or more of them where it has more axes.
 
     Raises
     ------

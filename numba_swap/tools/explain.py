@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from numba_swap.copies.copies import Direction, Ends
+from numba_swap.copies.ends import Direction, Ends
 from numba_swap.device.devices import devices_of
 from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.dispatch.calibration import find_costs

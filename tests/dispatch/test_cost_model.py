@@ -7,7 +7,7 @@ import pytest
 from machines import make_copies
 
 import numba_swap as ns
-from numba_swap.copies.copies import Ends
+from numba_swap.copies.ends import Ends
 from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.dispatch.conditions import Capabilities, Conditions

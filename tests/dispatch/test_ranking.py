@@ -121,7 +121,7 @@ def test_kernel_that_cannot_be_compiled_is_a_reason(monkeypatch):
 
 
 def test_kernel_refuses_another_devices_memory():
-    from numba_swap.copies.copies import Ends
+    from numba_swap.copies.ends import Ends
     from numba_swap.device.memory import Allocation, MemoryKind
     from numba_swap.modes.kernel.launch import why_not
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import numba_swap as ns
-from numba_swap.copies.copies import Copies, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Ends
 from numba_swap.copies.inputs.arrays import view_array
 from numba_swap.device import in_flight
 from numba_swap.dispatch.settings import DRIVER_VERSION_VARIABLE

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from numba_swap.modes.kernel import box_source
+from numba_swap.modes.kernel import box_source, box_ways
 from numba_swap.modes.kernel.access import host_memory
 
 
@@ -85,7 +85,7 @@ def test_part_of_a_word_is_moved_and_no_more(over):
     """Every window of a word, in every unit, to every place that the unit allows."""
     for unit, low, high in UNITS:
         memory = Memory(range(100, 132))
-        load, store = box_source._part_of_word(memory.access)
+        load, store = box_ways._part_of_word(memory.access)
         first, second = load(memory.address + 16, low, high, unit, over)
         read = {i for at, width in memory.seen for i in range(at - 16, at - 16 + width)}
         if over and low < high:
@@ -94,7 +94,7 @@ def test_part_of_a_word_is_moved_and_no_more(over):
             assert read == {*range(low, high)}
         for shift in range(0, 16, unit):
             target = Memory([7] * 64)
-            _, store = box_source._part_of_word(target.access)
+            _, store = box_ways._part_of_word(target.access)
             store(target.address + 16 + shift, first, second, low, high, unit)
             wrote = sorted(i for at, width in target.seen for i in range(at, at + width))
             assert wrote == [*range(16 + shift + low, 16 + shift + high)]
@@ -105,7 +105,7 @@ def test_part_of_a_word_is_moved_and_no_more(over):
 
 def test_a_whole_word_takes_one_access():
     memory = Memory(range(32))
-    load, store = box_source._part_of_word(memory.access)
+    load, store = box_ways._part_of_word(memory.access)
     store(memory.address, *load(memory.address + 16, 0, 16, 1, 0), 0, 16, 1)
     assert memory.seen == [(16, 16), (0, 16)]
     assert memory.content(0, 16) == [*range(16, 32)]
@@ -116,7 +116,7 @@ def test_one_unit_is_moved_if_it_is_the_rows(unit):
     """Bytes with the highest bit set, too: nothing is taken for a sign."""
     for at in range(-2 * unit, 24, unit):
         memory = Memory([255 - i for i in range(48)])
-        get, put = box_source._one_unit(memory.access)
+        get, put = box_ways._one_unit(memory.access)
         value = get(memory.address, at, 16, unit)
         put(memory.address + 24, value, at, 16, unit)
         if 0 <= at < 16:
@@ -131,7 +131,7 @@ def test_words_are_put_together_from_two(rng, by):
     """Of 64-bit words with a sign, as the GPU has them."""
     for content in (rng.integers(0, 256, 32, dtype=np.uint8), np.full(32, 255, np.uint8)):
         words = content.view(np.int64).tolist()
-        shifted = [word & (2**64 - 1) for word in box_source._shift(*words, by)]
+        shifted = [word & (2**64 - 1) for word in box_ways._shift(*words, by)]
         assert np.array(shifted, np.uint64).tobytes() == content[by : by + 16].tobytes()
 
 
@@ -145,7 +145,7 @@ def test_going_on_by_a_number_of_words():
                 for word in range(3 * plane_words):
                     place = word % row_words, word // row_words % rows, word // plane_words
                     after = word + tile
-                    assert box_source._advance(*place, row_words, rows, step) == (
+                    assert box_ways._advance(*place, row_words, rows, step) == (
                         after % row_words,
                         after // row_words % rows,
                         after // plane_words,
@@ -168,10 +168,10 @@ def test_going_on_by_a_number_of_words():
     ],
 )
 def test_which_bytes_of_a_word_are_the_rows(at, left, window):
-    low, high = box_source._window(at, 20, left)
+    low, high = box_ways._window(at, 20, left)
     assert (low, high) == window or low == high == max(low, window[0])
     assert (low == high) == (window[0] == window[1])
-    short = box_source._window(-5, 3, 1)
+    short = box_ways._window(-5, 3, 1)
     assert short == (5, 8)
 
 

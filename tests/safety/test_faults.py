@@ -180,7 +180,7 @@ def test_layers_are_told_apart(gpu, faults):
 def test_runs_of_a_block_belong_to_its_row(gpu, faults):
     src = gpu.pinned_array((8, 4, 16), np.uint8)
     dst = gpu.device_array((8, 4, 8), np.uint8)
-    faults.add(Fault("cuMemcpyAsync", INVALID, call=7))
+    faults.add(Fault("cuMemcpy3DAsync", INVALID, call=2))
     call = [[0, 5], [3, 1], [6, 2]]
     error = fail(lambda: ns.swap_blocks(src[:, :, :8], dst, call, mode="loop"))
     assert error.copy == "block_mapping[1] (source block 3 to destination block 1)"

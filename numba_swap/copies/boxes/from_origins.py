@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -15,7 +16,8 @@ from numba_swap.copies.boxes.meeting import (
     check_by_origins,
     check_in_memory,
 )
-from numba_swap.copies.copies import Copies, Ends, concatenate, no_copies
+from numba_swap.copies.copies import Copies, concatenate, no_copies
+from numba_swap.copies.ends import Ends
 from numba_swap.copies.forms import NO_FORMS, Boxes, Words, axes_of, fold, form_words, memory_type
 from numba_swap.copies.hazards import spans_meet
 from numba_swap.copies.inputs.mapping import read_integers, read_rows
@@ -145,19 +147,49 @@ def ends_of(src: BlockArray, dst: BlockArray) -> Ends:
     return Ends.of(src.allocations, dst.allocations, (src.view.owner, dst.view.owner), streams)
 
 
-def _whole(array: BlockArray, box: Sequence[int]) -> Words:
-    """Return a box's lengths along all axes of an array."""
-    axes = len(array.view.shape)
-    return np.array([1] * (axes - len(box)) + list(box), dtype=np.int64)
+class _Geometry(NamedTuple):
+    """An array and the boxes in it, as compiled functions take them.
+
+    Attributes
+    ----------
+    shape, strides : ndarray of int64
+        Of the array.
+    lengths : ndarray of int64
+        Of a box, along all axes of the array.
+    may_alias : bool
+        Whether elements of the array may share memory.
+    """
+
+    shape: Words
+    strides: Words
+    lengths: Words
+    may_alias: bool
+
+
+@functools.lru_cache(maxsize=256)
+def _geometry(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, box: tuple[int, ...]
+) -> _Geometry:
+    lengths = (1,) * (len(shape) - len(box)) + box
+    return _Geometry(
+        np.array(shape, dtype=np.int64),
+        np.array(strides, dtype=np.int64),
+        np.array(lengths, dtype=np.int64),
+        may_overlap(list(zip(shape, strides, strict=True)), itemsize),
+    )
+
+
+def _geometry_of(array: BlockArray, box: tuple[int, ...]) -> _Geometry:
+    view = array.view
+    return _geometry(view.shape, view.strides, view.itemsize, box)
 
 
 def _place(array: BlockArray, origins: Words, box: tuple[int, ...]) -> tuple[Addresses, int]:
     """Return addresses, and the first row whose box is not inside, or -1."""
-    view = array.view
     addresses = np.empty(len(origins), dtype=np.uint64)
-    shape, strides = (np.array(values, dtype=np.int64) for values in (view.shape, view.strides))
+    shape, strides, lengths, _ = _geometry_of(array, box)
     outside = native.box_rows.place_boxes(
-        origins, shape, strides, _whole(array, box), view.address, addresses
+        origins, shape, strides, lengths, array.view.address, addresses
     )
     return addresses, int(outside)
 
@@ -303,13 +335,12 @@ def _check_meetings(
         copies = copies.without_identities()
         if not len(copies):
             return copies
-    axes = list(zip(dst.view.shape, dst.view.strides, strict=True))
-    if (shares and not same) or may_overlap(axes, dst.view.itemsize):
+    shape, _, whole, may_alias = _geometry_of(dst, call.box)
+    if (shares and not same) or may_alias:
         check_in_memory(copies)
         return copies
-    shape = np.array(dst.view.shape, dtype=np.int64)
     if pieces is None:
-        lengths = np.tile(_whole(dst, call.box), (len(origin.row_of) if shares else 1, 1))
+        lengths = np.tile(whole, (len(origin.row_of) if shares else 1, 1))
         pieces = Pieces(call.src_origins, call.dst_origins, lengths, origin.row_of)
     elif pieces.lengths.shape[1] < len(shape):
         lead = np.ones((len(pieces.lengths), len(shape) - len(call.box)), dtype=np.int64)

@@ -9,8 +9,9 @@ import numpy as np
 
 from numba_swap.copies.block_array import BlockArray
 from numba_swap.copies.boxes.from_origins import check_pair, ends_of, overlapping_error
-from numba_swap.copies.boxes.meeting import check_allocations, check_in_memory
-from numba_swap.copies.copies import Copies, Ends, no_copies
+from numba_swap.copies.boxes.meeting import check_allocations, check_in_memory, is_one_allocation
+from numba_swap.copies.copies import Copies, no_copies
+from numba_swap.copies.ends import Ends
 from numba_swap.copies.forms import (
     NO_FORMS,
     Boxes,
@@ -77,7 +78,7 @@ def plan_views(driver: Driver, pairs: Sequence[ViewPair]) -> Copies:
     kept: list[int] = []
     forms: dict[tuple[int, ...], int] = {}
     which: list[int] = []
-    columns: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    columns: tuple[list[int], list[int]] = ([], [])
     for row, pair in enumerate(pairs):
         try:
             folded = fold_pair(pair)
@@ -90,41 +91,37 @@ def plan_views(driver: Driver, pairs: Sequence[ViewPair]) -> Copies:
         count = len(folded.dst_offsets)
         which += [number] * count
         kept += [row] * count
-        for column, view, offsets in zip(
-            columns,
-            (pair.dst.view, pair.src.view),
-            (folded.dst_offsets, folded.src_offsets),
-            strict=True,
-        ):
-            column.append(offsets + view.address)
+        columns[0].extend((folded.dst_offsets + pair.dst.address).tolist())
+        columns[1].extend((folded.src_offsets + pair.src.address).tolist())
     if not kept:
         return no_copies()
-    table = np.array(list(forms), dtype=np.int64)
-    numbers = np.array(which, dtype=np.int64)
-    nbytes = table[:, :3].prod(axis=1)
-    single = len(table) == 1
+    nbytes = [row_bytes * rows * planes for row_bytes, rows, planes, *_ in forms]
     boxes = None
-    if (table[:, 1:3] > 1).any():
-        boxes = Boxes(table, NO_FORMS if single else numbers)
-    dst_column, src_column = (np.concatenate(column).astype(np.uint64) for column in columns)
+    if any(rows * planes > 1 for _, rows, planes, *_ in forms):
+        numbers = NO_FORMS if len(forms) == 1 else np.array(which, dtype=np.int64)
+        boxes = Boxes(np.array(list(forms), dtype=np.int64), numbers)
+    rows = np.array(kept)
     copies = Copies(
-        dst_column,
-        src_column,
-        int(nbytes[0]) if single else nbytes[numbers].astype(np.uint64),
+        np.array(columns[0], dtype=np.uint64),
+        np.array(columns[1], dtype=np.uint64),
+        nbytes[0] if len(forms) == 1 else np.array(nbytes, dtype=np.uint64)[which],
         _ends_of([pairs[row] for row in dict.fromkeys(kept)]),
-        PairRows(np.array(kept), [pair.name for pair in pairs]),
+        PairRows(rows, [pair.name for pair in pairs]),
         boxes=boxes,
     )
-    rows = np.array(kept)
-    copies = check_allocations(
-        driver,
-        copies,
-        ((np.flatnonzero(rows == row), *pairs[row][:2]) for row in dict.fromkeys(kept)),
-    )
+    unsure = [row for row in dict.fromkeys(kept) if _is_unsure(pairs[row])]
+    if unsure:
+        arrays = ((np.flatnonzero(rows == row), *pairs[row][:2]) for row in unsure)
+        copies = check_allocations(driver, copies, arrays)
     if _may_meet(pairs):
         copies = copies.without_identities()
         check_in_memory(copies)
     return copies
+
+
+def _is_unsure(pair: ViewPair) -> bool:
+    """Whether there is more to know of the memory that a pair lies in."""
+    return not (is_one_allocation(pair.src) and is_one_allocation(pair.dst))
 
 
 def _ends_of(pairs: Sequence[ViewPair]) -> Ends:

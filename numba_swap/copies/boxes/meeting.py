@@ -9,7 +9,8 @@ import numpy as np
 from numba_swap import native
 from numba_swap.copies.block_array import BlockArray
 from numba_swap.copies.boxes.edges import Pieces
-from numba_swap.copies.copies import Copies, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Ends
 from numba_swap.copies.forms import Words
 from numba_swap.copies.hazards import check_within, inner_bounds, order_error
 from numba_swap.copies.provenance import BoxRows
@@ -48,6 +49,12 @@ def check_by_origins(pieces: Pieces, shape: Words, origin: BoxRows, *, read: boo
         raise _error(what, origin.describe_row(one), one, origin.describe_row(other), other)
 
 
+def is_one_allocation(array: BlockArray) -> bool:
+    """Whether all of an array is known to lie in one allocation, so that all its boxes do."""
+    known = array.allocations
+    return len(known) <= 1 and known_as_a_whole(known)
+
+
 def check_allocations(
     driver: Driver, copies: Copies, arrays: Iterable[tuple[Words, BlockArray, BlockArray]]
 ) -> Copies:
@@ -69,7 +76,7 @@ def check_allocations(
     for some, *pair in arrays:
         for side, array in zip(registered, pair, strict=True):
             known = array.allocations
-            if len(known) <= 1 and known_as_a_whole(known):
+            if is_one_allocation(array):
                 continue
             _, starts, stops = (column[some] for column in _in_memory(copies, side))
 

@@ -43,6 +43,10 @@ class Side(NamedTuple):
     begin: int = 0
 
 
+class _OutsideFailure(SimulatedFailure):
+    """A box that is not all in memory that may be copied."""
+
+
 class BoxCopies:
     """The strided copies of one submission; called when their turn comes.
 
@@ -81,9 +85,12 @@ class BoxCopies:
             raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
         # To the end of the last row of the last plane: what lies behind it is not touched.
         nbytes = ((extent.depth - 1) * height + extent.height - 1) * pitch + extent.width
-        allocations = self._memory.find_span(address, begin + nbytes)
         if begin + nbytes > _ADDRESS_SPACE:
-            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+            raise _OutsideFailure(abi.ERROR_INVALID_VALUE)
+        try:
+            allocations = self._memory.find_span(address, begin + nbytes)
+        except SimulatedFailure as failure:
+            raise _OutsideFailure(failure.code) from None
         span = (ctypes.c_uint8 * nbytes).from_address(address + begin)
         memory = np.frombuffer(memoryview(span), np.uint8)
         strides = (height * pitch, pitch, 1)
@@ -146,11 +153,15 @@ class BoxFunctions(Functions):
             operation = operations[index]
             try:
                 _add_operation(copies, operation)
-            except SimulatedFailure:
-                # A null pointer is an error without an index (driver 580).
-                told = operation.dst.address and operation.src.address
+            except SimulatedFailure as failure:
+                # What is wrong with an operation in itself is told, and nothing is submitted; of
+                # memory that it is not all in, nothing is told; and a null pointer is found on
+                # the way, when those before it are submitted (all of it seen with driver 580).
+                null = not (operation.dst.address and operation.src.address)
+                if null:
+                    self.timeline.submit(queue, copies)
+                told = not (null or isinstance(failure, _OutsideFailure))
                 raise fail(index if told else abi.SIZE_MAX) from None
-        # After an error nothing is submitted, unlike by cuMemcpyBatchAsync (driver 580).
         self.timeline.submit(queue, copies)
 
     def cuMemcpy3DBatchAsync_v2(self, *arguments: Any) -> None:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_swap import native
-from numba_swap.copies.copies import Copies, Direction
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Direction
 from numba_swap.copies.forms import Boxes, Words
 from numba_swap.device.device import Device
 from numba_swap.device.devices import devices_of
@@ -53,7 +54,7 @@ def prepare_boxes(copies: Copies, boxes: Boxes, launch: LaunchContext) -> Launch
     resident = _THREADS_A_MULTIPROCESSOR * device.attribute(abi.DEVICE_MULTIPROCESSOR_COUNT)
     busy = min(threads * most_blocks, resident)
     grid = _share(total, int(total // count), busy, device)
-    _set_steps(forms, grid.tile)
+    native.boxes.set_steps(forms, grid.tile)
     if len(forms) == 1:
         columns = [copies.dst, copies.src]
         rows, chunks = count, -(-int(words[0]) // grid.chunk_words)
@@ -65,7 +66,7 @@ def prepare_boxes(copies: Copies, boxes: Boxes, launch: LaunchContext) -> Launch
     buffer = devices_of(device.driver).host_buffers.take(nbytes, device.ordinal)
     for i, column in enumerate(columns):
         buffer.words[i * rows : (i + 1) * rows] = column
-    buffer.words[column_bytes // 8 : nbytes // 8] = forms.ravel().astype(np.uint64)
+    buffer.words[column_bytes // 8 : nbytes // 8] = forms.view(np.uint64).ravel()
     return Launch(
         load_kernel(device, "box"),
         max(1, min(most_blocks, -(-rows * chunks * grid.tile // threads))),
@@ -89,8 +90,9 @@ def prepare_boxes(copies: Copies, boxes: Boxes, launch: LaunchContext) -> Launch
 def why_no_box_table(device: Device, copies: Copies, boxes: Boxes) -> str | None:
     """Return why there is no pinned memory for a table of boxes; None if there is."""
     rows = len(copies)
-    if len(boxes.forms) > 1:  # at most a row for every chunk, however short
-        rows += copies.nbytes // (_WORD * _IN_FLIGHT * WARP)
+    if len(boxes.forms) > 1:  # at most a row for every chunk of the shortest words, half empty
+        bits = copies.alignment_bits | _WORD
+        rows += 2 * copies.nbytes // ((bits & -bits) * _IN_FLIGHT * WARP)
     return why_no_memory(device, 8 * (3 * rows + len(native.boxes.KERNEL_FORM) * len(boxes.forms)))
 
 
@@ -122,16 +124,6 @@ def _kernel_forms(copies: Copies, boxes: Boxes) -> Words:
         copies.dst, copies.src, boxes.forms, boxes.which, int(overread), found
     )
     return found
-
-
-def _set_steps(forms: Words, tile: int) -> None:
-    """Write what a tile goes on by, in words, rows and planes."""
-    at = native.boxes.KERNEL_FORM.index
-    row_words = forms[:, at("row_words")]
-    plane = forms[:, at("rows")] * row_words
-    forms[:, at("step_planes")] = tile // plane
-    forms[:, at("step_rows")] = tile % plane // row_words
-    forms[:, at("step_words")] = tile % plane % row_words
 
 
 def _chunk_rows(copies: Copies, boxes: Boxes, words: Words, chunk: int) -> list[np.ndarray]:

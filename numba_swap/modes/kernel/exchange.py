@@ -6,7 +6,8 @@ direction, moved 65 to 75.
 
 from __future__ import annotations
 
-from numba_swap.copies.copies import Direction, Pairs, PinnedTable
+from numba_swap.copies.copies import Pairs, PinnedTable
+from numba_swap.copies.ends import Direction
 from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import Conditions, LaunchContext

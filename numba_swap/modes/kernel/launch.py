@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from numba_swap.copies.copies import Copies, Direction, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Direction, Ends
 from numba_swap.device.device import Device
 from numba_swap.device.in_flight import InFlight
 from numba_swap.device.memory import Allocation, MemoryKind

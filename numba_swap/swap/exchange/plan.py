@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_swap.copies.copies import Copies, Direction, Pairs
+from numba_swap.copies.copies import Copies, Pairs
+from numba_swap.copies.ends import Direction
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.device.devices import Devices
 from numba_swap.device.tuning import Tuning

@@ -8,7 +8,8 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from numba_swap.copies.copies import Copies, Direction, Pairs, no_copies
+from numba_swap.copies.copies import Copies, Pairs, no_copies
+from numba_swap.copies.ends import Direction
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.device.tuning import Tuning
 from numba_swap.dispatch.conditions import LaunchContext

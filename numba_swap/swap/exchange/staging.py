@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from numba_swap.copies.copies import Copies, Ends
+from numba_swap.copies.copies import Copies
+from numba_swap.copies.ends import Ends
 from numba_swap.device.memory import Addresses, Allocation, MemoryKind
 from numba_swap.device.resources import DeviceBuffer
 from numba_swap.dispatch.conditions import LaunchContext

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.swap.boxes import plan_boxes
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.tools.bench.gpu import BenchGPU, Bytes, address_of

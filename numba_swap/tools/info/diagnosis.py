@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from numba_swap.copies.copies import Direction, no_copies
+from numba_swap.copies.copies import no_copies
+from numba_swap.copies.ends import Direction
 from numba_swap.device.device import Device
 from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, reference_costs

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.cost_model import workload_of
 from numba_swap.dispatch.settings import Mode
@@ -122,6 +122,7 @@ FULL = CostGrid(
     (
         *((8, 8, 8), (32, 32, 32), (16, 32, 64), (64, 64, 64), (66, 66, 66), (16, 32, 160)),
         *((128, 128, 128), (8, 32, 192), (8, 32, 256), (8, 128, 512), (1, 512, 768)),
+        (64, 512, 512),
     ),
     (1, 8, 64, 512),
 )
@@ -190,15 +191,17 @@ class SwapTimer:
 
     def measure(self, swap: GridSwap | GridBoxes) -> list[TimedSwap]:
         """Return the median time of each mode that can run; a round of all after another."""
-        plan, stream = self._plan(swap), self._stream
+        stream, plan = self._stream, self._plan(swap)
         load = workload_of(plan.copies)
         actions: dict[Mode, Callable[[], object]] = {}
         for mode in Mode:
             if self._would_take_us(swap, mode) > self._grid.longest_us:
                 continue
+            # A plan of its own each, for a plan remembers how it ran last.
             with contextlib.suppress(ModeUnavailableError):
-                plan.run(stream, mode).wait()  # warms up
-                actions[mode] = lambda m=mode: plan.run(stream, m).wait()  # type: ignore[misc]
+                mine = CopyPlan(devices_of(self._memory.gpu.driver), plan.copies)
+                mine.run(stream, mode).wait()  # warms up
+                actions[mode] = lambda p=mine, m=mode: p.run(stream, m).wait()  # type: ignore[misc]
         samples = measure_in_turn(
             actions,
             repeats=self._grid.repeats,

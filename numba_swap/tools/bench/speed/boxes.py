@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.settings import Mode
 from numba_swap.swap.boxes import copy, plan_boxes, plan_copy
 from numba_swap.swap.plan import CopyPlan

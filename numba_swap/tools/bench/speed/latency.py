@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.settings import Mode
 from numba_swap.modes.kernel.table import Launch
 from numba_swap.swap.plan import CopyPlan

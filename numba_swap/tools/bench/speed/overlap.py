@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import Any
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.settings import Policy
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.speed.run import SpeedRun

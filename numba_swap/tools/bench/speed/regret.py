@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.copies.from_pointers import plan_pointers
 from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import reference_costs, use_costs

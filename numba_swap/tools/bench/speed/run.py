@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.gpu import BenchGPU

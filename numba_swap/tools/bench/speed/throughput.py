@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.settings import Mode
 from numba_swap.swap.verbs import swap_blocks
 from numba_swap.tools.bench.speed.run import SpeedRun

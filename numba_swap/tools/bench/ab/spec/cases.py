@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numba_swap.copies.copies import Direction
+from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.schema import name_of, one_line, read_file
 from numba_swap.errors import BadArgumentError
 from numba_swap.tools.bench.memory import Mapping, scatter
