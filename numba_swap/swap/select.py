@@ -105,10 +105,14 @@ def _decide(
 ) -> Choice:
     """Decide how copies run; what was decided for copies like them is decided again."""
     workload, ends, settings = workload_of(copies), copies.ends, current_settings()
-    kinds = [(a.kind, a.device, a.device_offset) for a in ends.sources]
-    kinds += [(a.kind, a.device, a.device_offset) for a in ends.destinations]
+    sides = [
+        tuple(dict.fromkeys([(a.kind, a.device, a.device_offset) for a in side]))
+        for side in (ends.sources, ends.destinations)
+    ]
     said = mode if mode is None or isinstance(mode, str) else repr(mode)
-    key = workload, copies.direction, launch.conditions, said, len(ends.sources), *kinds
+    # Of the addresses nothing counts but how they are aligned.
+    like = workload._replace(alignment_bits=workload.alignment_bits & 15)
+    key = like, copies.direction, launch.conditions, said, *sides
     device = launch.device
     kept = cast("tuple[CostModel, Settings, Choice] | None", device.choices.get(key))
     if (

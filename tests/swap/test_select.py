@@ -1275,3 +1275,91 @@ def test_reasons(gpu, rng, monkeypatch):
     assert plan.explain().reason == "predicted: loop 15 us"
     assert plan.explain(mode="kernel").predicted_us is None
     assert math.inf in [estimate.predicted_us for estimate in plan.explain().estimates]
+
+
+# -- what was decided before ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def decisions(monkeypatch):
+    """Count the decisions that are made anew."""
+    made = []
+    decide = select.decide
+
+    def count(workload, *arguments):
+        made.append(workload)
+        return decide(workload, *arguments)
+
+    monkeypatch.setattr(select, "decide", count)
+    return made
+
+
+def rows_from(first, count=8):
+    return np.stack([np.arange(first, first + 2 * count, 2), np.arange(0, 2 * count, 2)], axis=1)
+
+
+def test_copies_that_are_alike_are_decided_on_once(decisions):
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((64, 64), np.uint8), gpu.device_array((64, 64), np.uint8)
+        other = gpu.device_array((64, 64), np.uint8)
+        explained = [
+            ns.plan_blocks(host, to, rows_from(first)).explain()
+            for to in (device, other)
+            for first in (0, 1, 20)
+        ]
+        assert len(decisions) == 1
+        assert len({(d.mode, d.reason, d.copies, d.nbytes) for d in explained}) == 1
+        assert len(explained[0].estimates) == len(Mode)
+        # Whatever a choice follows from makes another one.
+        unlike = (
+            lambda: ns.plan_blocks(host, device, rows_from(0, 9)).explain(),
+            lambda: ns.plan_blocks(host[:, 1:33], device[:, 1:33], rows_from(0)).explain(),
+            lambda: ns.plan_blocks(device, host, rows_from(0)).explain(),
+            lambda: ns.plan_blocks(host, device, rows_from(0)).explain(mode="loop"),
+            lambda: ns.plan_blocks(host, device, rows_from(0)).explain(policy="overlap"),
+            lambda: ns.plan_blocks(np.array(host), device, rows_from(0)).explain(),
+        )
+        for number, explain in enumerate(unlike, 2):
+            explain()
+            assert len(decisions) == number
+        with ns.override(policy="latency"):
+            ns.plan_blocks(host, device, rows_from(0)).explain()
+        gpu_device = devices_of(gpu.driver)[0]
+        use_costs(gpu_device, find_costs(gpu_device)._replace(source="others"))
+        assert ns.plan_blocks(host, device, rows_from(0)).explain().costs_source == "others"
+        assert len(decisions) == 9
+
+
+def test_what_cannot_run_is_told_of_each_copy_by_its_own_address(decisions):
+    with ns.simulate() as gpu:
+        device = gpu.device_array((64, 4096), np.uint8)
+        for _ in range(2):
+            host = np.zeros((64, 4096), np.uint8)
+            decision = ns.plan_blocks(host, device, rows_from(0)).explain()
+            kernel_says = [e.obstacle for e in decision.estimates if e.mode is Mode.KERNEL]
+            assert f"{host.ctypes.data:#x}" in kernel_says[0]
+
+
+def test_a_kernel_that_was_chosen_before_needs_memory_again(decisions):
+    with ns.simulate() as gpu:
+        host, device = (
+            gpu.pinned_array((4096, 64), np.uint8),
+            gpu.device_array((4096, 64), np.uint8),
+        )
+        first = ns.plan_blocks(host, device, rows_from(0, 1024))
+        assert first.explain().mode is Mode.KERNEL
+        gpu.library.faults.add(Fault("cuMemHostAlloc", 2, times=None))
+        second = ns.plan_blocks(host, device, rows_from(1, 1024))
+        decision = second.explain()
+        assert decision.mode is not Mode.KERNEL
+        assert "no pinned host memory is left" in decision.reason
+        assert len(decisions) == 2
+
+
+def test_decisions_that_are_kept_do_not_grow_without_end(monkeypatch):
+    monkeypatch.setattr(select, "_MOST_CHOICES", 3)
+    with ns.simulate() as gpu:
+        host, device = gpu.pinned_array((64, 64), np.uint8), gpu.device_array((64, 64), np.uint8)
+        for count in range(1, 9):
+            ns.plan_blocks(host, device, rows_from(0, count)).explain()
+            assert len(devices_of(gpu.driver)[0].choices) <= 3
