@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +31,8 @@ FIELDS = (
 )
 # What the driver's strided copies take as a pitch at most (CU_DEVICE_ATTRIBUTE_MAX_PITCH).
 _MOST_PITCH = 2**31 - 1
+# From so many bytes on, a warp reads and writes a row alone, and the order of rows is free.
+_WIDE_ROW = 128
 
 
 class Form(NamedTuple):
@@ -89,7 +90,9 @@ def fold(axes: tuple[Axis, ...]) -> Folded:
 
     Axes of one element vanish, neighbours without a gap on either side are joined, and an axis
     that runs backwards at the destination is turned round. Of more than two axes above the row,
-    the longest are kept, and each step along the others is a box of its own.
+    the longest are kept, and each step along the others is a box of its own. The two kept follow
+    the destination's order, unless only the other one can be told to the driver: then they do not
+    where rows are wide enough that the order is nothing to a kernel.
     """
     src_at = dst_at = 0
     turned: list[Axis] = []
@@ -103,25 +106,24 @@ def fold(axes: tuple[Axis, ...]) -> Folded:
     kept = sorted(sorted(range(len(outer)), key=lambda i: -outer[i][0])[:2])
     rest = [axis for i, axis in enumerate(outer) if i not in kept]
     inner = [outer[i] for i in kept]
-    (planes, src_plane, dst_plane), (rows, src_pitch, dst_pitch) = [
-        *[(1, 0, 0)] * (2 - len(inner)),
-        *inner,
-    ]
-    form = Form(
-        row_bytes,
-        rows,
-        planes,
-        dst_pitch,
-        dst_plane,
-        src_pitch,
-        src_plane,
-        _driver_axes(row_bytes, rows, planes, ((dst_pitch, dst_plane), (src_pitch, src_plane))),
-    )
+    above = [*[(1, 0, 0)] * (2 - len(inner)), *inner]
+    form = _form_of(row_bytes, *above)
+    if not form.driver_axes and row_bytes >= _WIDE_ROW:
+        # Rows that run backwards at one end, the driver takes only as planes.
+        turned_over = _form_of(row_bytes, *reversed(above))
+        form = turned_over if turned_over.driver_axes else form
     return Folded(
         form,
         step_offsets([(n, step) for n, step, _ in rest]) + src_at,
         step_offsets([(n, step) for n, _, step in rest]) + dst_at,
     )
+
+
+def _form_of(row_bytes: int, planes: Axis, rows: Axis) -> Form:
+    (number, src_pitch, dst_pitch), (layers, src_plane, dst_plane) = rows, planes
+    sides = (dst_pitch, dst_plane), (src_pitch, src_plane)
+    driver_axes = _driver_axes(row_bytes, number, layers, sides)
+    return Form(row_bytes, number, layers, *sides[0], *sides[1], driver_axes)
 
 
 def _driver_axes(row_bytes: int, rows: int, planes: int, sides: Sequence[tuple[int, int]]) -> int:
@@ -297,8 +299,3 @@ def axes_of(
 ) -> tuple[Axis, ...]:
     """Return the axes of a box between two arrays, the bytes of an element last."""
     return (*zip(shape, src_strides, dst_strides, strict=True), (itemsize, 1, 1))
-
-
-def count_elements(shape: Sequence[int]) -> int:
-    """Return how many elements a box has."""
-    return math.prod(shape)

@@ -295,7 +295,7 @@ def _refuse_read_and_written(mapping: Integers, name: str) -> None:
         ]
         raise BadPlanError(
             f"{rows[0]} reads what {rows[1]} writes; the order of copies is not defined: "
-            "stage one of them elsewhere, or make two swaps",
+            "stage one of them elsewhere, or make two calls",
             reader,
         )
 

@@ -119,5 +119,7 @@ def order_error(name: str, other_name: str, row: int | None, *, read: bool) -> B
     what, advice = f"writes what {other_name} writes too", ""
     if read:
         what = f"reads what {other_name} writes"
-        advice = ": stage one of them elsewhere, or make two swaps"
+        advice = ": stage one of them elsewhere, or make two calls"
+        if other_name == "it":
+            advice = ", nor within one: copy by way of another array"
     return BadPlanError(f"{name} {what}; the order of copies is not defined{advice}", row)

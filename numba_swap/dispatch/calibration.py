@@ -169,12 +169,17 @@ def costs_from(document: Mapping[str, Any]) -> CostModel:
             values = {name: cost[name] for name in ModeCost._fields}
             values |= {name: tuple(values[name]) for name in ("copy_us", "megabyte_us")}
             routes[route][Mode(mode)] = ModeCost(**values)
-    key = document["key"]
     return CostModel(
         routes,
-        f"{key['device']}, {key['driver']}, measured {document['date']}",
+        _source_of(document),
         Tuning(**document.get("tuning", {})),
+        _source_of(document["boxes"]) if "boxes" in document else "",
     )
+
+
+def _source_of(document: Mapping[str, Any]) -> str:
+    key = document["key"]
+    return f"{key['device']}, {key['driver']}, measured {document['date']}"
 
 
 def costs_as_json(costs: CostModel) -> dict[str, Any]:
@@ -201,7 +206,10 @@ def _in_words(error: SchemaError) -> str:
 
 @cache
 def reference_document() -> dict[str, Any]:
-    """Return the calibration that is shipped with the package, made on an H200."""
+    """Return the calibration that is shipped with the package.
+
+    It was made on an H200; the costs of boxes, said under ``boxes``, on an H100.
+    """
     text = (
         resources.files("numba_swap.dispatch")
         .joinpath("data", REFERENCE)

@@ -79,7 +79,7 @@ def decide(
         forced_by,
         conditions.policy,
         capabilities.simulated,
-        costs.source,
+        costs.source_of(workload.route),
     )
     if (
         forced is None

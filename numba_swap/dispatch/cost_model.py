@@ -255,11 +255,18 @@ class CostModel(NamedTuple):
         On what they were measured, for people.
     tuning : Tuning
         The other figures of that machine.
+    boxes_source : str
+        The same of boxes, if that was another machine.
     """
 
     routes: Mapping[str, Mapping[Mode, ModeCost]]
     source: str
     tuning: Tuning = DEFAULT_TUNING
+    boxes_source: str = ""
+
+    def source_of(self, route: str) -> str:
+        """Return on what the costs of a route were measured, for people."""
+        return (route in BOX_ROUTES and self.boxes_source) or self.source
 
     def predict(
         self, workload: Workload, *, max_blocks: int | None = None, spread: bool = True

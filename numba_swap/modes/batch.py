@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from numba_swap import native
 from numba_swap.copies.copies import Copies
@@ -93,16 +95,29 @@ def _call_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
             raise copies.driver_error(_FUNCTION, code, driver.error_name(code), index, stop)
 
 
+def _chunks(ends: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int, int]]:
+    """Divide boxes, whose operations end there, into chunks of so many operations or one box.
+
+    Yields the first box, the one after the last, and the operations before them.
+    """
+    start = before = 0
+    while start < len(ends):
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield start, stop, before
+        start, before = stop, int(ends[stop - 1])
+
+
 def _copy_boxes_in_chunks(driver: Driver, copies: Copies, streams: list[int]) -> None:
     """Do what `_call_in_chunks` does, for boxes."""
     boxes, count = copies.boxes, len(copies)
     assert boxes is not None  # the caller asked
-    calls, most = boxes.driver_copies(count), current_settings().batch_descriptors
-    chunk = min(max(1, most // int(calls.max())), -(-count // len(streams)))
-    for start, stream in zip(range(0, count, chunk), itertools.cycle(streams), strict=False):
-        stop = min(start + chunk, count)
+    ends, most = np.cumsum(boxes.driver_copies(count)), current_settings().batch_descriptors
+    chunk = min(most, -(-int(ends[-1]) // len(streams)))
+    for (start, stop, before), stream in zip(
+        _chunks(ends, chunk), itertools.cycle(streams), strict=False
+    ):
         operations = np.empty(
-            int(calls[start:stop].sum()) * native.boxes.OPERATION_WORDS, dtype=np.uint64
+            (int(ends[stop - 1]) - before) * native.boxes.OPERATION_WORDS, dtype=np.uint64
         )
         number = native.boxes.fill_operations(
             copies.dst, copies.src, boxes.forms, boxes.which, start, stop, operations
@@ -113,8 +128,7 @@ def _copy_boxes_in_chunks(driver: Driver, copies: Copies, streams: list[int]) ->
             if code:
                 index = None
                 if failing is not None:
-                    ends = np.cumsum(calls[start:stop])
-                    index = start + int(np.searchsorted(ends, first + failing, side="right"))
+                    index = int(np.searchsorted(ends, before + first + failing, side="right"))
                 name = driver.error_name(code)
                 # What driver 580 submits of this call depends on the fault; no document tells.
                 raise copies.driver_error(_STRIDED_FUNCTION, code, name, index, stop, least=start)

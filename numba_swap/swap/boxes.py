@@ -124,7 +124,11 @@ def plan_many(pairs: Iterable[tuple[Any, Any]]) -> CopyPlan:
     read = []
     for i, pair in enumerate(listed):
         if not isinstance(pair, (tuple, list)) or len(pair) != _SIDES:
-            raise BadPlanError(f"pairs[{i}] is no pair of a source and a destination", i)
+            raise BadPlanError(
+                f"pairs[{i}] is a {type(pair).__name__}, no pair of a source and a destination: "
+                "give a list of (source, destination)",
+                i,
+            )
         read.append(ViewPair(*_read(devices, *pair, f" of pair {i}"), f"pair {i}"))
     return _plan_views(devices, read)
 
@@ -197,7 +201,8 @@ def plan_boxes(
     edge : {"error", "clip", "wrap"}, optional
         What to do with boxes that reach beyond either array along the axes of the box, also by
         negative origins: refuse them; copy only what lies inside both arrays, and leave the rest
-        of the destination as it is; or go on at the other side, as in a periodic field.
+        of the destination as it is; or go on at the other side, as in a periodic field, for boxes
+        no longer than either array. Along axes before those of the box nothing may reach beyond.
 
     Returns
     -------

@@ -34,7 +34,8 @@ class Plan:
     nbytes : int
         Bytes that one run copies.
     last : PreparedRun or None
-        How it ran last, if that was one kernel launch: most plans run in one way only.
+        How it ran last, if that was one kernel launch, or one loop over boxes: most plans run in
+        one way only.
     """
 
     def __init__(

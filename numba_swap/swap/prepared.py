@@ -1,14 +1,16 @@
-"""Doing again what was done before: how copies ran as one kernel, and what that followed from.
+"""Doing again what was done before: how copies ran, and what that followed from.
 
 Most programs copy between the same arrays over and over. Everything is then as it was, or all but
-the block ids is, and one compiled call checks that it is and launches the kernel. Whatever is not
-as it was is left to the long way, which looks at everything anew and explains it.
+the block ids is, and one compiled call checks that it is and launches the kernel, or submits the
+loop over boxes. Whatever is not as it was is left to the long way, which looks at everything anew
+and explains it.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,19 +36,17 @@ from numba_swap.swap.transfer import Transfer
 _log = logging.getLogger("numba_swap")
 
 
-class PreparedRun:
-    """One kernel launch that was made, with all that it followed from.
+class PreparedRun(ABC):
+    """What was submitted as one piece, with all that it followed from.
 
     Parameters
     ----------
     options : RunOptions
         What the user said.
     launched : LaunchContext
-        Where it was launched.
+        Where it was submitted.
     selection : Selection
-        What was launched.
-    kernel : Launch
-        The launch.
+        What was submitted.
 
     Attributes
     ----------
@@ -62,47 +62,22 @@ class PreparedRun:
         "_lock",
         "_settings",
         "context",
-        "kernel",
         "launched",
         "options",
         "selection",
         "stream",
     )
 
-    def __init__(
-        self,
-        options: RunOptions,
-        launched: LaunchContext,
-        selection: Selection,
-        kernel: Launch | None,
-    ) -> None:
+    def __init__(self, options: RunOptions, launched: LaunchContext, selection: Selection) -> None:
         self.options = options
         self.launched = launched
         self.selection = selection
-        if kernel is not None:
-            self.kernel = kernel
         self.context = launched.context
         self.stream = launched.stream
         self._driver = launched.driver
         self._lock = launched.context.stream_lock(launched.stream)
         self._settings = current_settings()
         self._costs = find_costs(launched.device)
-
-    def without_work(self) -> PreparedRun:
-        """Return the same without the copies and their table: it keeps no memory in use."""
-        bare = copy.copy(self)
-        bare.options = self.options._replace(stream=None)  # its handle is compared
-        bare.selection = Selection(self.selection.decision)
-        kernel = self.kernel
-        bare.kernel = Launch(
-            kernel.function,
-            kernel.blocks,
-            kernel.threads,
-            kernel.arguments,
-            None,
-            kernel.most_blocks,
-        )
-        return bare
 
     def holds(
         self,
@@ -130,26 +105,15 @@ class PreparedRun:
             and self.context.device.costs is self._costs  # not calibrated anew since
         )
 
+    @abstractmethod
     def again(self, *holds: object) -> Transfer | None:
-        """Launch the same once more; None, with nothing done, if this needs the long way."""
-        kernel = self.kernel
-        arguments, uploaded = kernel.arguments, kernel.uploaded
-        if uploaded is not None:
-            if not uploaded.first.over:
-                return None
-            arguments = uploaded.arguments
-            holds = (*holds, uploaded)
-        return self.track(
-            (self.selection,),
-            holds,
-            self._driver.launch_kernel,
-            kernel.function,
-            kernel.blocks,
-            kernel.threads,
-            self.stream,
-            arguments,
-            self.context.handle,
-        )
+        """Do the same once more; None, with nothing done, if this needs the long way.
+
+        Parameters
+        ----------
+        *holds : object
+            What must outlive the work.
+        """
 
     def track(
         self,
@@ -190,6 +154,67 @@ class PreparedRun:
         return Transfer(work, decision, False)
 
 
+class PreparedLaunch(PreparedRun):
+    """One kernel launch that was made, with all that it followed from.
+
+    Parameters
+    ----------
+    options, launched, selection
+        As for `PreparedRun`.
+    kernel : Launch
+        The launch.
+    """
+
+    __slots__ = ("kernel",)
+
+    def __init__(
+        self,
+        options: RunOptions,
+        launched: LaunchContext,
+        selection: Selection,
+        kernel: Launch,
+    ) -> None:
+        super().__init__(options, launched, selection)
+        self.kernel = kernel
+
+    def without_work(self) -> PreparedLaunch:
+        """Return the same without the copies and their table: it keeps no memory in use."""
+        bare = copy.copy(self)
+        bare.options = self.options._replace(stream=None)  # its handle is compared
+        bare.selection = Selection(self.selection.decision)
+        kernel = self.kernel
+        bare.kernel = Launch(
+            kernel.function,
+            kernel.blocks,
+            kernel.threads,
+            kernel.arguments,
+            None,
+            kernel.most_blocks,
+        )
+        return bare
+
+    def again(self, *holds: object) -> Transfer | None:
+        """Launch the same once more; None, with nothing done, if this needs the long way."""
+        kernel = self.kernel
+        arguments, uploaded = kernel.arguments, kernel.uploaded
+        if uploaded is not None:
+            if not uploaded.first.over:
+                return None
+            arguments = uploaded.arguments
+            holds = (*holds, uploaded)
+        return self.track(
+            (self.selection,),
+            holds,
+            self._driver.launch_kernel,
+            kernel.function,
+            kernel.blocks,
+            kernel.threads,
+            self.stream,
+            arguments,
+            self.context.handle,
+        )
+
+
 class PreparedLoop(PreparedRun):
     """A loop over boxes that was made, with all that it followed from.
 
@@ -206,7 +231,7 @@ class PreparedLoop(PreparedRun):
     def __init__(
         self, options: RunOptions, launched: LaunchContext, selection: Selection, copies: Copies
     ) -> None:
-        super().__init__(options, launched, selection, None)
+        super().__init__(options, launched, selection)
         self._copies = copies
 
     def again(self, *holds: object) -> Transfer | None:
@@ -249,7 +274,7 @@ def prepared_from(
         return None
     find = launch.find_launch if isinstance(step.work, Copies) else exchange.find_launch
     kernel = find(step.work, launched.device, conditions.max_blocks)  # type: ignore[arg-type]
-    return PreparedRun(options, launched, selection, kernel)
+    return PreparedLaunch(options, launched, selection, kernel)
 
 
 class Ready(NamedTuple):
@@ -275,7 +300,7 @@ class PreparedRows:
 
     Parameters
     ----------
-    run : PreparedRun
+    run : PreparedLaunch
         How copies between them ran, without these: uniform, in order, over a host link.
     pair : LayerPair
         The arrays, as they were read for it, not kept alive.
@@ -287,13 +312,13 @@ class PreparedRows:
 
     Attributes
     ----------
-    run : PreparedRun
+    run : PreparedLaunch
         As given.
     """
 
     def __init__(
         self,
-        run: PreparedRun,
+        run: PreparedLaunch,
         pair: LayerPair,
         bytes_a_row: int,
         select: Callable[[int], tuple[Selection, ...]],

@@ -119,7 +119,7 @@ def _decide(
         kept is not None
         and kept[0] is costs
         and kept[1] is settings
-        and why_no_room(kept[2].decision.mode, copies, device) is None
+        and all(why_no_room(used, copies, device) is None for used in kept[2].decision.modes)
     ):
         return kept[2]
     choice = decide(

@@ -25,7 +25,7 @@ from numba_swap.modes.kernel import exchange, launch
 from numba_swap.swap.context import RunOptions
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.plan_cache import ArrayPair, plan_cache
-from numba_swap.swap.prepared import PreparedRows, PreparedRun
+from numba_swap.swap.prepared import PreparedLaunch, PreparedRows
 from numba_swap.swap.select import Selection
 from numba_swap.swap.transfer import Transfer
 
@@ -146,7 +146,7 @@ def swap_blocks(
     if known is None:
         known = plan_cache.remember(devices, src, dst, block_axis, layers)
     outdated = rows is None or not rows.stays_right(options, layers[0])
-    if known is not None and plan.last is not None and outdated:
+    if known is not None and isinstance(plan.last, PreparedLaunch) and outdated:
         _prepare_rows(known, plan.last, copies)
     return transfer
 
@@ -158,7 +158,7 @@ def _plan(devices: Devices, layers: list[LayerPair], mapping: Integers) -> Copie
         return plan_layers(devices, layers, mapping, "block_mapping", tuning)
 
 
-def _prepare_rows(known: ArrayPair, run: PreparedRun, copies: Copies) -> None:
+def _prepare_rows(known: ArrayPair, run: PreparedLaunch, copies: Copies) -> None:
     """Remember how copies between two arrays ran, if other rows can be copied so."""
     pair, tuning = known.layers[0], run.launched.device.tuning
     if (

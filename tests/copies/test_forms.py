@@ -101,6 +101,27 @@ def test_an_axis_that_runs_backwards_on_both_sides_is_turned():
     assert (against.form.src_pitch, against.form.driver_axes) == (-400, 0)
 
 
+def test_rows_that_only_planes_can_be_told_are_turned_over():
+    shape, src, dst = (5, 6, 64), (4096, -256, 4), (1536, 256, 4)
+    folded = fold(axes_of(shape, src, dst, 4))
+    assert folded.form == Form(256, 5, 6, 1536, 256, 4096, -256, 1)
+    narrow = fold(axes_of((5, 6, 8), (4096, -256, 4), (192, 32, 4), 4)).form
+    assert narrow == Form(32, 6, 5, 32, 192, -256, 4096, 0)  # as they lie at the destination
+    both = fold(axes_of(shape, (-4096, -256, 4), dst, 4)).form
+    assert (both.rows, both.driver_axes) == (6, 0)  # of no use
+
+
+def test_every_byte_has_its_place_when_turned_over(rng, monkeypatch):
+    monkeypatch.setattr(forms, "_WIDE_ROW", 1)
+    turned = 0
+    for _ in range(600):
+        axes = random_axes(rng)
+        folded = fold.__wrapped__(axes)
+        assert positions_of(folded) == positions(axes)
+        turned += folded.form.rows > 1 and folded.form.dst_plane < folded.form.dst_pitch
+    assert turned > 20
+
+
 def driver_can(form):
     """How much of a form the C structures can say, worked out from what they hold."""
 

@@ -1356,6 +1356,25 @@ def test_a_kernel_that_was_chosen_before_needs_memory_again(decisions):
         assert len(decisions) == 2
 
 
+def test_parts_that_were_chosen_before_need_memory_again():
+    """Short copies in the kernel beside long ones in the batch, whose mode is that of the whole."""
+    with ns.simulate() as gpu:
+        widths = [2048] * 10 + [1 << 21]
+        hosts = [gpu.pinned_array((100, 2 * w), np.uint8)[:, :w] for w in widths[:-1]]
+        hosts.append(gpu.pinned_array((100, widths[-1]), np.uint8))
+        devices = [gpu.device_array((100, w), np.uint8) for w in widths]
+        rows = np.stack([np.arange(100), np.arange(100)[::-1]], axis=1)
+        first = ns.plan_blocks(hosts, devices, rows)
+        assert [part.mode for part in first.explain().parts] == [Mode.KERNEL, Mode.BATCH]
+        gpu.library.faults.add(Fault("cuMemHostAlloc", 2, times=None))
+        second = ns.plan_blocks(hosts, devices, rows[::-1].copy())  # the first holds the table
+        decision = second.run().decision
+        assert decision.modes == (Mode.BATCH,)
+        assert "no pinned host memory is left" in decision.reason
+        gpu.synchronize()
+        assert (devices[0].copy_to_host()[::-1] == hosts[0]).all()
+
+
 def test_decisions_that_are_kept_do_not_grow_without_end(monkeypatch):
     monkeypatch.setattr(select, "_MOST_CHOICES", 3)
     with ns.simulate() as gpu:

@@ -75,7 +75,7 @@ def wrap_boxes(pieces: Pieces, shapes: tuple[Words, Words]) -> Pieces:
             raise BadPlanError(
                 f"a box of {tuple(pieces.lengths[longer[0]].tolist())} elements does not fit into "
                 f"the {name}, of {tuple(shape.tolist())} along these axes: wrapped round, it would "
-                "meet itself",
+                "meet itself; give boxes of one period at most",
                 int(pieces.row_of[longer[0]]),
             )
     src, dst = pieces.src.copy(), pieces.dst.copy()

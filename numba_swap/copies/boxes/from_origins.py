@@ -195,20 +195,19 @@ def _place(array: BlockArray, origins: Words, box: tuple[int, ...]) -> tuple[Add
 
 
 def _outside(call: BoxCall, columns: Sequence[tuple[Addresses, int]]) -> BadPlanError:
-    row, name, array, origins = min(
-        (outside, name, array, origins)
-        for (_, outside), name, (array, origins) in zip(
-            columns, ("src", "dst"), call.sides, strict=True
-        )
-        if outside >= 0
-    )
+    row, side = min((outside, side) for side, (_, outside) in enumerate(columns) if outside >= 0)
+    name, (array, origins) = ("src", "dst")[side], call.sides[side]
     return _outside_error(call, row, name, array, origins)
 
 
 def _outside_error(
     call: BoxCall, row: int, name: str, array: BlockArray, origins: Words
 ) -> BadPlanError:
-    advice = "; give edge='clip' or 'wrap' for boxes that reach beyond"
+    shape, origin = array.view.shape, origins[row].tolist()
+    lead, advice = len(shape) - len(call.box), ""
+    # Along the axes before those of the box nothing is cut or wrapped.
+    if all(0 <= at < length for at, length in zip(origin[:lead], shape[:lead], strict=True)):
+        advice = "; give edge='clip' or 'wrap' for boxes that reach beyond"
     return BadPlanError(
         f"{name}_origins[{row}] = {tuple(origins[row].tolist())}: a box of {call.box} there is not "
         f"inside {array.name}, of shape {array.view.shape}{advice}",

@@ -20,7 +20,7 @@ from numba_swap.swap.context import RunOptions
 from numba_swap.swap.exchange.plan import ExchangePlan, decide_pairs
 from numba_swap.swap.exchange.pools import OUT_NAMES, ExchangePools
 from numba_swap.swap.plan_cache import ArrayPair, plan_cache
-from numba_swap.swap.prepared import PreparedRows, PreparedRun
+from numba_swap.swap.prepared import PreparedLaunch, PreparedRows
 from numba_swap.swap.select import Selection, steps_of
 from numba_swap.swap.transfer import Transfer
 from numba_swap.swap.verbs import asking_about, current_devices, tuning_for
@@ -114,7 +114,7 @@ def exchange(
     if known is None:
         known = plan_cache.remember(devices, device, host, block_axis, layers, "exchange")
     outdated = rows is None or not rows.stays_right(options, layers[0])
-    if known is not None and plan.last is not None and outdated:
+    if known is not None and isinstance(plan.last, PreparedLaunch) and outdated:
         _prepare_rows(known, plan.last)
     return transfer
 
@@ -181,7 +181,7 @@ def _check_order(layers: list[LayerPair]) -> None:
 _ON_HOST = {MemoryKind.PINNED, MemoryKind.PAGEABLE}
 
 
-def _prepare_rows(known: ArrayPair, run: PreparedRun) -> None:
+def _prepare_rows(known: ArrayPair, run: PreparedLaunch) -> None:
     """Remember how an exchange ran, if other rows can be exchanged so."""
     (step,) = steps_of(run.selection)
     pairs, pair = step.work, known.layers[0]

@@ -90,7 +90,10 @@ REFUSED = {
         lambda f, d: (d[:4, :4], sliding(f)),
         r"elements of dst{} may share memory .*a broadcast or sliding view",
     ),
-    "shifted": (lambda f, d: (f[:4], f[1:5]), "reads what it writes"),
+    "shifted": (
+        lambda f, d: (f[:4], f[1:5]),
+        "reads what it writes; the order of copies is not defined, nor within one: copy by way of",
+    ),
     "transposed": (lambda f, d: (f, f.T), "reads what it writes"),
     "reversed": (lambda f, d: (f, f[::-1]), "reads what it writes"),
     "sliding source": (lambda f, d: (sliding(f), f[:4, :4]), "reads what it writes"),
@@ -155,10 +158,12 @@ def test_what_is_no_list_of_pairs(gpu, pairs):
 @pytest.mark.parametrize("pair", [None, (), (1,), (1, 2, 3), "ab", {1, 2}])
 def test_what_is_no_pair(gpu, pair):
     host, device = pools(gpu)
-    with pytest.raises(ns.BadPlanError, match=r"pairs\[1\] is no pair of a source") as error:
+    with pytest.raises(
+        ns.BadPlanError, match=rf"pairs\[1\] is a {type(pair).__name__}, no pair of a source"
+    ) as error:
         ns.plan_many([(host, device), pair])
     assert error.value.index == 1
-    with pytest.raises(ns.BadPlanError, match=r"pairs\[0\] is no pair"):
+    with pytest.raises(ns.BadPlanError, match=r"pairs\[0\] is a ndarray.*: give a list of"):
         ns.plan_many((host, device))  # one pair that is in no list
 
 

@@ -10,6 +10,7 @@ from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.settings import Mode
 from numba_swap.modes.kernel.table import Launch
 from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.prepared import PreparedLaunch
 from numba_swap.swap.verbs import plan_blocks, swap_blocks
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import measure, measure_in_turn
@@ -56,7 +57,7 @@ def measure_latency(run: SpeedRun) -> None:
 
 def _kernel_of(plan: CopyPlan) -> Launch:
     """Return the kernel launch that a plan ran as."""
-    assert plan.last is not None
+    assert isinstance(plan.last, PreparedLaunch)
     return plan.last.kernel
 
 
