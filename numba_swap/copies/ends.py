@@ -17,7 +17,7 @@ class Direction(enum.StrEnum):
     H2D, D2H, D2D, H2H
         Host to device, device to host, within or between devices, within the host.
     MIXED
-        Several of these in one call of raw pointers or layers.
+        Several of these in one call of raw pointers, layers or pairs of views.
     """
 
     H2D = "host to device"

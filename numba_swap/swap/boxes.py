@@ -197,7 +197,7 @@ def plan_boxes(
     box_shape : sequence of int
         Lengths of a box along the last axes of both arrays, in elements. Along axes before those
         a box has the length 1: so boxes of a field ``(Z, Y, X)`` go into slots of a pool
-        ``(slots, z, y, x)``, at origins ``[slot, 0, 0, 0]``.
+        ``(slots, z, y, x)``, at origins ``[slot, 0, 0, 0]``. ``()`` copies single elements.
     edge : {"error", "clip", "wrap"}, optional
         What to do with boxes that reach beyond either array along the axes of the box, also by
         negative origins: refuse them; copy only what lies inside both arrays, and leave the rest

@@ -10,8 +10,7 @@ a warp. There are four ways, told by the form:
   read over a link, where many narrow reads would take many requests;
 - narrow: words are such units, and rows are padded to begin at segments of the *destination*. One
   access of a warp then writes whole segments, but for the first and last of a row: a link takes one
-  request for each part of a segment that is written on its own.
-
+  request for each part of a segment that is written on its own;
 - shifted: words of 16 bytes begin where the *destination's* addresses are multiples of 16, and each
   is put together from the two aligned words of the source in which it lies. Within the device,
   where the second of these is in a cache already.
