@@ -168,6 +168,12 @@ def step_offsets(axes: Sequence[tuple[int, int]]) -> Words:
     return found
 
 
+def expand(begins: Addresses, offsets: Words) -> Addresses:
+    """Return the address at every offset from every address, in memory of its own."""
+    expanded: Addresses = (begins[:, None] + offsets.astype(np.uint64)).ravel()
+    return expanded
+
+
 class Boxes(NamedTuple):
     """The forms of copies that are boxes.
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from numba_swap import native
 from numba_swap.copies.block_array import BlockArray
 from numba_swap.copies.copies import Copies, PinnedTable, concatenate, merge, no_copies
 from numba_swap.copies.ends import Ends
-from numba_swap.copies.forms import NO_FORMS, Boxes, fold, form_words, memory_type
+from numba_swap.copies.forms import NO_FORMS, Boxes, expand, fold, form_words, memory_type
 from numba_swap.copies.hazards import check_hazards, check_within, inner_bounds, spans_meet
 from numba_swap.copies.inputs.mapping import Integers, read_integers
 from numba_swap.copies.layers import NAMES, ArgumentNames, LayerPair, device_of, read_arrays
@@ -166,8 +165,8 @@ class _Rows(NamedTuple):
             return self._boxes(dst_column, src_column)
         kept = table
         if not contiguous or (found and not self.in_order):
-            dst_column = _expand(dst_column, layout.dst_offsets)
-            src_column = _expand(src_column, layout.src_offsets)
+            dst_column = expand(dst_column, layout.dst_offsets)
+            src_column = expand(src_column, layout.src_offsets)
             kept = None
         columns = (dst_column, src_column)
         grouped = grouped_by >= 0 and not found
@@ -212,7 +211,7 @@ class _Rows(NamedTuple):
         pair = self.pair
         folded = fold(pair.layout.axes)
         offsets = folded.dst_offsets, folded.src_offsets
-        columns = _expand(dst, offsets[0]), _expand(src, offsets[1])
+        columns = expand(dst, offsets[0]), expand(src, offsets[1])
         types = memory_type(pair.dst.allocations), memory_type(pair.src.allocations)
         return Copies(
             *columns,
@@ -298,11 +297,6 @@ def _refuse_read_and_written(mapping: Integers, name: str) -> None:
             "stage one of them elsewhere, or make two calls",
             reader,
         )
-
-
-def _expand(begins: Addresses, offsets: npt.NDArray[np.int64]) -> Addresses:
-    """Return the address of every run of every block, in memory of its own."""
-    return (begins[:, None] + offsets.astype(np.uint64)).ravel()
 
 
 def _lies_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:

@@ -18,7 +18,16 @@ from numba_swap.copies.boxes.meeting import (
 )
 from numba_swap.copies.copies import Copies, concatenate, no_copies
 from numba_swap.copies.ends import Ends
-from numba_swap.copies.forms import NO_FORMS, Boxes, Words, axes_of, fold, form_words, memory_type
+from numba_swap.copies.forms import (
+    NO_FORMS,
+    Boxes,
+    Words,
+    axes_of,
+    expand,
+    fold,
+    form_words,
+    memory_type,
+)
 from numba_swap.copies.hazards import spans_meet
 from numba_swap.copies.inputs.mapping import read_integers, read_rows
 from numba_swap.copies.layout import may_overlap
@@ -264,8 +273,8 @@ def _copies_of_form(
     form, runs = folded.form, len(folded.dst_offsets)
     if may_overlap([(form.planes, form.dst_plane), (form.rows, form.dst_pitch)], form.row_bytes):
         raise overlapping_error(call.dst)
-    dst = _expand(dst, folded.dst_offsets)
-    src = _expand(src, folded.src_offsets)
+    if folded.dst_offsets.any() or folded.src_offsets.any() or runs > 1:
+        dst, src = expand(dst, folded.dst_offsets), expand(src, folded.src_offsets)
     if runs > 1:
         origin = origin._replace(row_of=np.repeat(origin.row_of, runs))
     boxes = None
@@ -281,13 +290,6 @@ def overlapping_error(array: BlockArray) -> BadPlanError:
         f"elements of {array.name} may share memory (shape {array.view.shape}, strides "
         f"{array.view.strides}); a broadcast or sliding view cannot be a destination"
     )
-
-
-def _expand(addresses: Addresses, offsets: Words) -> Addresses:
-    if len(offsets) == 1 and offsets[0] == 0:
-        return addresses
-    moved: Addresses = (addresses[:, None] + offsets.astype(np.uint64)).ravel()
-    return moved
 
 
 def _copies_of_pieces(call: BoxCall, pieces: Pieces, origin: BoxRows, ends: Ends) -> Copies:

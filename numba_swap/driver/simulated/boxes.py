@@ -134,18 +134,7 @@ class BoxFunctions(Functions):
         self, count: int, operations: Any, fail_index: Any, flags: int, stream: int | None
     ) -> None:
         """Submit copies of boxes, as CUDA 12.8 does."""
-        handle = stream or 0
-        queue = self.timeline.stream(handle, self._required_context())
-        if handle == 0:
-            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
-        if queue.graph is not None:
-            raise SimulatedFailure(abi.ERROR_STREAM_CAPTURE_UNSUPPORTED)
-
-        def fail(index: int) -> SimulatedFailure:
-            if fail_index:
-                fail_index[0] = index
-            return SimulatedFailure(abi.ERROR_INVALID_VALUE)
-
+        queue, fail = self._begin_batch(stream, fail_index)
         if queue.legacy or not (count and operations) or flags:
             raise fail(abi.SIZE_MAX)
         copies = BoxCopies(self.memory, translated=False)

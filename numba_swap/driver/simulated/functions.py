@@ -207,6 +207,24 @@ class Functions:
         if copies.pageable and queue.graph is None:
             self.timeline.run(operation)
 
+    def _begin_batch(
+        self, stream: int | None, fail_index: Any
+    ) -> tuple[Stream, Callable[[int], SimulatedFailure]]:
+        """Return the stream of a batch of copies, and how to tell which of them failed."""
+        handle = stream or 0
+        queue = self.timeline.stream(handle, self._required_context())
+        if handle == 0:
+            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+        if queue.graph is not None:
+            raise SimulatedFailure(abi.ERROR_STREAM_CAPTURE_UNSUPPORTED)
+
+        def fail(index: int) -> SimulatedFailure:
+            if fail_index:
+                fail_index[0] = index
+            return SimulatedFailure(abi.ERROR_INVALID_VALUE)
+
+        return queue, fail
+
     def cuMemcpyBatchAsync(
         self,
         dsts: int | None,
@@ -220,18 +238,7 @@ class Functions:
         stream: int | None,
     ) -> None:
         """Submit copies, as CUDA 12.8 does."""
-        handle = stream or 0
-        queue = self.timeline.stream(handle, self._required_context())
-        if handle == 0:
-            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
-        if queue.graph is not None:
-            raise SimulatedFailure(abi.ERROR_STREAM_CAPTURE_UNSUPPORTED)
-
-        def fail(index: int) -> SimulatedFailure:
-            if fail_index:
-                fail_index[0] = index
-            return SimulatedFailure(abi.ERROR_INVALID_VALUE)
-
+        queue, fail = self._begin_batch(stream, fail_index)
         bounds = [attribute_indices[i] for i in range(attribute_count)] if attribute_indices else []
         if (
             queue.legacy
