@@ -43,7 +43,7 @@ def batching(driver):
 
 
 def handle_of(stream):
-    return stream.__cuda_stream__()[1]
+    return stream if isinstance(stream, int) else stream.__cuda_stream__()[1]
 
 
 class Boxes:
@@ -84,7 +84,7 @@ class Boxes:
         return read_array(self.gpu, self.dst)
 
     def loop(self, driver, stream):
-        return driver.memcpy_boxes_loop(*self.columns, self.form, EVERY, stream)
+        return driver.memcpy_boxes_loop(*self.columns, self.form, EVERY, handle_of(stream))
 
     def operations(self):
         words = np.zeros(64 * boxes.OPERATION_WORDS, np.uint64)
@@ -93,7 +93,9 @@ class Boxes:
 
     def batch(self, driver, stream, operations=None):
         operations = self.operations() if operations is None else operations
-        return driver.memcpy_boxes_batch(ctypes.addressof(operations), len(operations), stream)
+        return driver.memcpy_boxes_batch(
+            ctypes.addressof(operations), len(operations), handle_of(stream)
+        )
 
 
 def change(structure, changes):
@@ -114,7 +116,7 @@ def change(structure, changes):
 @pytest.mark.parametrize("src", MEMORY_KINDS)
 def test_boxes_one_by_one(gpu, driver, dst, src, to_field, axes):
     given = Boxes(gpu, dst, src, to_field, axes)
-    assert given.loop(driver, handle_of(gpu.stream())) == (0, 4)
+    assert given.loop(driver, gpu.stream()) == (0, 4)
     assert (given.landed() == given.expected()).all()
 
 
@@ -122,7 +124,7 @@ def test_boxes_one_by_one(gpu, driver, dst, src, to_field, axes):
 @pytest.mark.parametrize("src", MEMORY_KINDS)
 def test_any_memory_may_be_called_unified(gpu, driver, dst, src):
     given = Boxes(gpu, dst, src, types=(UNIFIED, UNIFIED))
-    assert given.loop(driver, handle_of(gpu.stream())) == (0, 4)
+    assert given.loop(driver, gpu.stream()) == (0, 4)
     assert (given.landed() == given.expected()).all()
 
 
@@ -132,7 +134,7 @@ def test_any_memory_may_be_called_unified(gpu, driver, dst, src):
 @pytest.mark.parametrize("src", MEMORY_KINDS)
 def test_boxes_in_one_call(gpu, batching, dst, src, to_field, axes):
     given = Boxes(gpu, dst, src, to_field, axes)
-    assert given.batch(batching, handle_of(gpu.stream())) == (0, None)
+    assert given.batch(batching, gpu.stream()) == (0, None)
     assert (given.landed() == given.expected()).all()
 
 
@@ -149,7 +151,7 @@ def test_the_legacy_stream_takes_single_copies_only(gpu, batching):
 
 def test_single_copies_are_captured(gpu, driver):
     given, stream, outcomes = Boxes(gpu), gpu.stream(), []
-    work = lambda: outcomes.append(given.loop(driver, handle_of(stream)))  # noqa: E731
+    work = lambda: outcomes.append(given.loop(driver, stream))  # noqa: E731
     replay = capture(gpu, stream, work)
     assert outcomes == [(0, 4)]
     assert not given.landed().any()
@@ -159,7 +161,7 @@ def test_single_copies_are_captured(gpu, driver):
 
 def test_a_batch_vanishes_from_a_capture(gpu, batching):
     given, stream, outcomes = Boxes(gpu), gpu.stream(), []
-    work = lambda: outcomes.append(given.batch(batching, handle_of(stream)))  # noqa: E731
+    work = lambda: outcomes.append(given.batch(batching, stream))  # noqa: E731
     replay = capture(gpu, stream, work)
     assert outcomes == [(abi.ERROR_STREAM_CAPTURE_UNSUPPORTED, None)]
     replay()
@@ -185,7 +187,7 @@ def test_the_operation_at_fault_is_told_and_nothing_lands(gpu, batching, changes
     given, stream = Boxes(gpu), gpu.stream()
     operations = given.operations()
     change(operations[2], changes)
-    assert given.batch(batching, handle_of(stream), operations) == (INVALID, 2)
+    assert given.batch(batching, stream, operations) == (INVALID, 2)
     assert not given.landed().any()
 
 
@@ -194,7 +196,7 @@ def test_a_box_out_of_its_allocation_is_refused_without_telling_where(gpu, batch
     given, stream = Boxes(gpu), gpu.stream()
     operations = given.operations()
     change(operations[2], {"extent.depth": 1 << 20})
-    assert given.batch(batching, handle_of(stream), operations) == (INVALID, None)
+    assert given.batch(batching, stream, operations) == (INVALID, None)
     landed = given.landed()
     assert any((landed == given.expected(count)).all() for count in (0, 2))
 
@@ -204,17 +206,17 @@ def test_a_null_pointer_is_not_told_and_those_before_land(gpu, batching, side):
     given, stream = Boxes(gpu), gpu.stream()
     operations = given.operations()
     change(operations[2], {f"{side}.address": 0})
-    assert given.batch(batching, handle_of(stream), operations) == (INVALID, None)
+    assert given.batch(batching, stream, operations) == (INVALID, None)
     assert (given.landed() == given.expected(2)).all()
 
 
 def test_faults_of_no_single_operation(gpu, batching):
-    given, stream = Boxes(gpu), handle_of(gpu.stream())
+    given, stream = Boxes(gpu), gpu.stream()
     operations = given.operations()
     for count, flags in ((0, 0), (4, 1)):
         fail_index = c_size_t(UNWRITTEN)
         code = batching._cuMemcpy3DBatchAsync(
-            count, byref(operations[0]), byref(fail_index), flags, stream
+            count, byref(operations[0]), byref(fail_index), flags, handle_of(stream)
         )
         assert code == INVALID
         assert fail_index.value in (abi.SIZE_MAX, UNWRITTEN)
@@ -238,14 +240,14 @@ def test_single_copies_that_the_driver_refuses(gpu, driver, changes):
     given = Boxes(gpu)
     for column, value in changes.items():
         given.form[0, column] = value
-    assert given.loop(driver, handle_of(gpu.stream())) == (INVALID, 0)
+    assert given.loop(driver, gpu.stream()) == (INVALID, 0)
     assert not given.landed().any()
 
 
 def test_a_device_address_may_be_called_one_of_the_host(gpu, driver):
     given = Boxes(gpu)
     given.form[0, boxes.DST_TYPE] = HOST
-    assert given.loop(driver, handle_of(gpu.stream())) == (0, 4)
+    assert given.loop(driver, gpu.stream()) == (0, 4)
     assert (given.landed() == given.expected()).all()
 
 
