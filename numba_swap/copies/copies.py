@@ -317,14 +317,15 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
         return parts[0]
     if not parts:
         return no_copies()
+    boxes = join_boxes([(part.boxes, part.size, len(part)) for part in parts])
     return Copies(
         np.concatenate([part.dst for part in parts]),
         np.concatenate([part.src for part in parts]),
         _common_size(parts),
         Ends.joined([part.ends for part in parts]),
         Layers([part.origin for part in parts], np.cumsum([len(part) for part in parts])),
-        mergeable=any(part.mergeable for part in parts),
-        boxes=join_boxes([(part.boxes, part.size, len(part)) for part in parts]),
+        mergeable=boxes is None and any(part.mergeable for part in parts),
+        boxes=boxes,
     )
 
 

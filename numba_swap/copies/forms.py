@@ -220,6 +220,21 @@ class Boxes(NamedTuple):
         geometry = [FIELDS.index(name) for name in _GEOMETRY]
         return int(np.bitwise_or.reduce(self.forms[:, geometry], axis=None))
 
+    def dense_at(self, side: str, memory_type: int) -> Boxes:
+        """Return the same boxes with one side, ``"dst"`` or ``"src"``, without gaps elsewhere."""
+        forms = self.forms.copy()
+        column = FIELDS.index
+        row_bytes, rows = forms[:, column("row_bytes")], forms[:, column("rows")]
+        forms[:, column(f"{side}_pitch")] = row_bytes
+        forms[:, column(f"{side}_plane")] = row_bytes * rows
+        forms[:, column(f"{side}_type")] = memory_type
+        pitches = column("dst_pitch"), column("src_pitch")
+        forms[:, column("driver_axes")] = [
+            _driver_axes(form[0], form[1], form[2], [(form[i], form[i + 1]) for i in pitches])
+            for form in forms.tolist()
+        ]
+        return Boxes(forms, self.which)
+
 
 _OUTER = ("rows", "planes")
 _GEOMETRY = ("row_bytes", "dst_pitch", "dst_plane", "src_pitch", "src_plane")
@@ -257,7 +272,7 @@ def join_boxes(parts: Sequence[tuple[Boxes | None, Addresses | int, int]]) -> Bo
     which: list[Words] = []
     begin = 0
     for boxes, size, count in parts:
-        found = boxes or _plain_forms(size)
+        found = boxes or plain_forms(size)
         forms.append(found.forms)
         which.append((found.which if len(found.which) else np.zeros(count, np.int64)) + begin)
         begin += len(found.forms)
@@ -267,7 +282,7 @@ def join_boxes(parts: Sequence[tuple[Boxes | None, Addresses | int, int]]) -> Bo
     return Boxes(unlike, again.reshape(-1)[np.concatenate(which)])
 
 
-def _plain_forms(size: Addresses | int) -> Boxes:
+def plain_forms(size: Addresses | int) -> Boxes:
     """Return copies of so many bytes as boxes of one row."""
     sizes, which = np.unique(np.atleast_1d(np.asarray(size, np.int64)), return_inverse=True)
     forms = np.array(

@@ -83,8 +83,9 @@ def plan_layers(
     tuning : Tuning
         From when on rows are worth grouping.
     in_order : bool, optional
-        Keep the order of the rows, within each layer, and every run of every block a copy of its
-        own: neighbours are not merged, rows not grouped, and blocks onto themselves not left out.
+        Keep the order of the rows, within each layer, and every run of every block (or every box,
+        see `LayerPair.is_boxed`) a copy of its own: neighbours are not merged, rows not grouped,
+        and blocks onto themselves not left out.
     table : PinnedTable, optional
         Where the addresses of one layer are to stand; otherwise memory is taken, pinned if there
         is any left.
@@ -161,7 +162,7 @@ class _Rows(NamedTuple):
         if layout.run_bytes == 0:
             return no_copies()
         whole = known_as_a_whole(sources) and known_as_a_whole(destinations)
-        if not contiguous and whole and not self.in_order and not self._several():
+        if pair.is_boxed(in_order=self.in_order):
             return self._boxes(dst_column, src_column)
         kept = table
         if not contiguous or (found and not self.in_order):
@@ -201,10 +202,6 @@ class _Rows(NamedTuple):
             for column in (dst_column, src_column):
                 check_within(column, column + copies.sizes, bounds, describe)
         return copies
-
-    def _several(self) -> bool:
-        """Whether an array lies in several allocations, over whose borders no run may go."""
-        return max(len(array.allocations) for array in (self.pair.src, self.pair.dst)) > 1
 
     def _boxes(self, dst: Addresses, src: Addresses) -> Copies:
         """Return the copies of blocks that are not contiguous, which begin at these addresses."""

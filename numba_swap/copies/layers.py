@@ -9,10 +9,11 @@ import numpy as np
 
 from numba_swap.copies.block_array import BlockArray
 from numba_swap.copies.ends import Ends
+from numba_swap.copies.forms import fold
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.copies.layout import PairLayout, match_blocks
 from numba_swap.copies.provenance import BlockRows
-from numba_swap.device.memory import Addresses, MemoryKind
+from numba_swap.device.memory import Addresses, MemoryKind, known_as_a_whole
 from numba_swap.driver.calls import Driver
 from numba_swap.errors import BadPlanError
 
@@ -26,6 +27,10 @@ class ArgumentNames(NamedTuple):
 
 
 NAMES = ArgumentNames()
+
+# Runs of a block that an exchange still copies one by one, and so can pair. Blocks of key-value
+# caches have 2, tiles of fields hundreds.
+_MOST_RUNS = 32
 
 
 class LayerPair(NamedTuple):
@@ -86,6 +91,24 @@ class LayerPair(NamedTuple):
         if self.layout.unwritable is not None:
             both = _both(self.src, self.dst, self.suffix)
             raise BadPlanError(f"{both}: {self.layout.unwritable}")
+
+    def is_boxed(self, *, in_order: bool) -> bool:
+        """Whether a block is copied as boxes, not run by run.
+
+        In the order of the rows, as exchanges are, a few runs are left as they are: only runs go
+        out and in pair by pair.
+        """
+        arrays = self.src.allocations, self.dst.allocations
+        return len(self.layout.src_offsets) > (_MOST_RUNS if in_order else 1) and all(
+            len(allocations) == 1 and known_as_a_whole(allocations) for allocations in arrays
+        )
+
+    def copies_a_block(self, *, in_order: bool) -> int:
+        """Return how many copies a block takes, if it has any bytes."""
+        layout = self.layout
+        if self.is_boxed(in_order=in_order):
+            return len(fold(layout.axes).dst_offsets)
+        return len(layout.src_offsets)
 
     def rows(
         self,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 from numba_swap._version import __version__
 from numba_swap.device.device import Device
 from numba_swap.device.tuning import Tuning, why_not_figure
-from numba_swap.dispatch.cost_model import CLASSES, ROUTES, CostModel, ModeCost
+from numba_swap.dispatch.cost_model import CLASSES, ROUTES, CostModel, ModeCost, SharedCost
 from numba_swap.dispatch.schema import (
     SchemaError,
     exactly,
@@ -86,6 +86,22 @@ _check_document = fields(
         "costs": map_of(_is_table, known=list(Mode), wrong="is no mode"),
     },
     more=True,
+)
+
+
+_check_shared = map_of(
+    map_of(
+        fields(
+            {
+                "share": number(below=1.0),
+                **dict.fromkeys(("start_us", "megabyte_us"), _is_cost),
+            }
+        ),
+        known=[str(i) for i in range(CLASSES)],
+        wrong="is no class of lengths",
+    ),
+    known=ROUTES,
+    wrong="is no route",
 )
 
 
@@ -174,6 +190,11 @@ def costs_from(document: Mapping[str, Any]) -> CostModel:
         _source_of(document),
         Tuning(**document.get("tuning", {})),
         _source_of(document["boxes"]) if "boxes" in document else "",
+        {
+            (route, int(class_)): SharedCost(**cost)
+            for route, classes in document.get("shared", {}).items()
+            for class_, cost in classes.items()
+        },
     )
 
 
@@ -191,10 +212,19 @@ def costs_as_json(costs: CostModel) -> dict[str, Any]:
     return table
 
 
+def shared_as_json(costs: CostModel) -> dict[str, Any]:
+    """Return the costs of both engines at once as a calibration holds them."""
+    table: dict[str, Any] = {}
+    for (route, class_), cost in costs.shared.items():
+        table.setdefault(route, {})[str(class_)] = cost._asdict()
+    return table
+
+
 def _check(document: Any) -> None:
     _check_document(document, ())
     _check_loop(document["costs"], ("costs",))
     _check_tuning(document.get("tuning", {}), ("tuning",))
+    _check_shared(document.get("shared", {}), ("shared",))
 
 
 def _in_words(error: SchemaError) -> str:

@@ -5,12 +5,19 @@ No driver is asked, and nothing is loaded. What `override` or the environment fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.conditions import Conditions
-from numba_swap.dispatch.cost_model import CostModel, Workload, split_workload
+from numba_swap.dispatch.cost_model import (
+    PLAIN_ROUTES,
+    CostModel,
+    Workload,
+    share_out,
+    share_workload,
+    split_workload,
+)
 from numba_swap.dispatch.decision import Decision, Estimate, format_us, join_decisions
 from numba_swap.dispatch.ranking import choose, rank, split_by_size
 from numba_swap.dispatch.settings import Mode, Policy, mode_in_force
@@ -28,10 +35,13 @@ class Choice(NamedTuple):
     edge : int or None
         Where short copies go to the kernel and long ones to the batch, at once: the class of
         lengths with which the long ones begin.
+    share : float or None
+        Where equally long copies go to both at once: the share of the batch.
     """
 
     decision: Decision
     edge: int | None = None
+    share: float | None = None
 
 
 def decide(
@@ -83,14 +93,15 @@ def decide(
     )
     if (
         forced is None
-        and len(workload.terms) > 1
-        and workload.route in ("h2d", "d2h")
-        and direction is not Direction.MIXED
+        and direction in (Direction.H2D, Direction.D2H)
         and conditions.may_use_private_streams
         and not conditions.duplex
         and conditions.policy is Policy.THROUGHPUT
     ):
-        return _by_size(workload, costs, conditions, whole, why_not)
+        if len(workload.terms) == 1:
+            return _by_share(workload, costs, conditions, whole, why_not)
+        if workload.route in PLAIN_ROUTES:
+            return _by_size(workload, costs, conditions, whole, why_not)
     return Choice(whole)
 
 
@@ -103,10 +114,46 @@ def _by_size(
 ) -> Choice:
     """Let the kernel copy what is short and the copy engines what is long, if that pays."""
     split = split_by_size(costs, workload, conditions)
-    modes = Mode.KERNEL, Mode.BATCH
-    if split is None or any(map(why_not, modes)):
+    if split is None or any(map(why_not, _ENGINES)):
         return Choice(whole)
     edge, predicted_us = split
+    words = "short copies in the kernel and long ones in the batch"
+    parts = split_workload(workload, edge)
+    return Choice(_at_once(whole, parts, costs, conditions, words, predicted_us), edge)
+
+
+def _by_share(
+    workload: Workload,
+    costs: CostModel,
+    conditions: Conditions,
+    whole: Decision,
+    why_not: WhyNot,
+) -> Choice:
+    """Let the kernel and the copy engines share equally long copies, if that pays."""
+    shared = costs.predict_shared(workload)
+    if shared is None or conditions.max_blocks is not None:
+        return Choice(whole)
+    share, predicted_us = shared
+    single_us = whole.predicted_us
+    if single_us is None or predicted_us >= costs.tuning.split_gain * single_us:
+        return Choice(whole)
+    if 0 in share_out(workload.copies, share) or any(map(why_not, _ENGINES)):
+        return Choice(whole)
+    words = f"{share:.0%} of the copies in the batch and the others in the kernel"
+    parts = share_workload(workload, share)
+    decision = _at_once(whole, parts, costs, conditions, words, predicted_us)
+    return Choice(decision, share=share)
+
+
+def _at_once(
+    whole: Decision,
+    workloads: Iterable[Workload],
+    costs: CostModel,
+    conditions: Conditions,
+    words: str,
+    predicted_us: float,
+) -> Decision:
+    """Return the decision for a part in the kernel and one in the batch, at once."""
     parts = [
         whole._replace(
             mode=mode,
@@ -115,13 +162,16 @@ def _by_size(
             ranked=rank(costs, part, conditions),
             rejected={},
         )
-        for part, mode in zip(split_workload(workload, edge), modes, strict=True)
+        for part, mode in zip(workloads, _ENGINES, strict=True)
     ]
     note = (
-        "predicted: short copies in the kernel and long ones in the batch, at once, "
-        f"{format_us(predicted_us)}, all in the {whole.mode} {format_us(whole.predicted_us or 0)}"
+        f"predicted: {words}, at once, {format_us(predicted_us)}, all in the {whole.mode} "
+        f"{format_us(whole.predicted_us or 0)}"
     )
-    return Choice(join_decisions(whole, parts, note), edge)
+    return join_decisions(whole, parts, note)
+
+
+_ENGINES = Mode.KERNEL, Mode.BATCH
 
 
 def estimate(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -163,6 +164,28 @@ def _workload_of_boxes(copies: Copies, boxes: Boxes) -> Workload:
     )
 
 
+def share_out(copies: int, share: float) -> tuple[int, int]:
+    """Return how many copies go to the kernel and to the batch, which gets a share of them."""
+    batch = round(copies * share)
+    return copies - batch, batch
+
+
+def share_workload(workload: Workload, share: float) -> tuple[Workload, Workload]:
+    """Return the workloads of equally long copies in the kernel and in the batch."""
+    ((number, copies, nbytes),) = workload.terms
+    counts = share_out(workload.copies, share)
+    kernel, batch = (
+        workload._replace(
+            terms=((number, copies * n // workload.copies, nbytes * n // workload.copies),),
+            copies=n,
+            nbytes=nbytes * n // workload.copies,
+            calls=workload.calls * n // workload.copies,
+        )
+        for n in counts
+    )
+    return kernel, batch
+
+
 def split_workload(workload: Workload, edge: int) -> tuple[Workload, Workload]:
     """Return the workload of the copies below a class, and of those from it on."""
     short, long = (
@@ -242,6 +265,22 @@ class ModeCost(NamedTuple):
         return time + moving
 
 
+class SharedCost(NamedTuple):
+    """The time of equally long copies that the kernel and the copy engines share, at once.
+
+    Attributes
+    ----------
+    share : float
+        Of the copies, what goes to the batch.
+    start_us, megabyte_us : float
+        The time of a swap in microseconds, and of a million bytes.
+    """
+
+    share: float
+    start_us: float
+    megabyte_us: float
+
+
 class CostModel(NamedTuple):
     """The costs of all modes, and where they come from.
 
@@ -257,12 +296,16 @@ class CostModel(NamedTuple):
         The other figures of that machine.
     boxes_source : str
         The same of boxes, if that was another machine.
+    shared : mapping
+        For the key of a route and a class of lengths, the cost of both engines at once, where that
+        was measured to be faster than either.
     """
 
     routes: Mapping[str, Mapping[Mode, ModeCost]]
     source: str
     tuning: Tuning = DEFAULT_TUNING
     boxes_source: str = ""
+    shared: Mapping[tuple[str, int], SharedCost] = MappingProxyType({})
 
     def source_of(self, route: str) -> str:
         """Return on what the costs of a route were measured, for people."""
@@ -296,6 +339,19 @@ class CostModel(NamedTuple):
         if len(measured) < len(Mode):
             predicted += [(math.inf, mode) for mode in Mode if mode not in measured]
         return predicted
+
+    def predict_shared(self, workload: Workload) -> tuple[float, float] | None:
+        """Return the share of the batch, and the predicted microseconds of both engines at once.
+
+        None for copies of several lengths, and where that was not measured, or did not pay.
+        """
+        if len(workload.terms) != 1:
+            return None
+        ((number, _, nbytes),) = workload.terms
+        cost = self.shared.get((workload.route, number))
+        if cost is None:
+            return None
+        return cost.share, cost.start_us + nbytes * cost.megabyte_us * 1e-6
 
     def predict_mode(
         self, mode: Mode, workload: Workload, *, max_blocks: int | None = None

@@ -1,4 +1,4 @@
-"""Copies in parts, to run side by side: by direction, by size."""
+"""Copies in parts, to run side by side: by direction, by size, by shares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from numba_swap.copies.copies import Copies
 from numba_swap.copies.ends import SIDES, Ends
 from numba_swap.device.memory import Addresses, Allocation
-from numba_swap.dispatch.cost_model import CLASS_EDGES
+from numba_swap.dispatch.cost_model import CLASS_EDGES, share_out
 
 Rows = npt.NDArray[np.intp]
 
@@ -23,6 +23,17 @@ def by_size(copies: Copies, edge: int) -> tuple[Copies, Copies]:
         copies.memo[key] = tuple(copies.select(np.flatnonzero(rows)) for rows in (~long, long))
     parts: tuple[Copies, Copies] = copies.memo[key]
     return parts
+
+
+def by_share(copies: Copies, share: float) -> tuple[Copies, Copies]:
+    """Return the copies for the kernel, and a share of them for the batch."""
+    key = by_share, share
+    if key not in copies.memo:
+        kernel, _ = share_out(len(copies), share)
+        parts = slice(0, kernel), slice(kernel, len(copies))
+        copies.memo[key] = tuple(map(copies.select, parts))
+    shares: tuple[Copies, Copies] = copies.memo[key]
+    return shares
 
 
 def by_direction(copies: Copies) -> tuple[Copies, ...]:

@@ -79,7 +79,7 @@ class WorkCalls(DriverBase):
         self, dst: Any, src: Any, forms: Any, which: Any, stream: int
     ) -> tuple[int, int]:
         """Submit boxes one by one, in one compiled loop; see `native.boxes.memcpy_loop`."""
-        code, index = native.boxes.memcpy_loop(*self._box_functions, dst, src, forms, which, stream)
+        code, index = native.boxes.memcpy_loop(*self.box_functions, dst, src, forms, which, stream)
         return code, index
 
     def boxes_and_record(
@@ -87,7 +87,7 @@ class WorkCalls(DriverBase):
     ) -> tuple[bool, int, int]:
         """Do what `memcpy_boxes_loop` does, and record an event, if all is as it was.
 
-        See `native.prepared.boxes_and_record`.
+        See `native.prepared_boxes.boxes_and_record`.
 
         Returns
         -------
@@ -96,9 +96,9 @@ class WorkCalls(DriverBase):
         code, index : int
             As of `memcpy_boxes_loop`.
         """
-        step, code, index = native.prepared.boxes_and_record(
+        step, code, index = native.prepared_boxes.boxes_and_record(
             self.launch_functions,
-            *self._box_functions,
+            *self.box_functions,
             context,
             dst,
             src,
@@ -111,8 +111,26 @@ class WorkCalls(DriverBase):
             self._check(code, "cuEventRecord")
         return step >= 0, code if step == 1 else 0, index
 
+    def copy_box(
+        self, words: Any, form: Any, src: int, dst: int, memory: Any, table: int, event: int
+    ) -> tuple[bool, int]:
+        """Copy a box like one before, and record an event; see `native.prepared_boxes.copy_box`.
+
+        Returns
+        -------
+        done : bool
+            Whether it was submitted; if not, nothing was done.
+        code : int
+            The driver's, if it refused to copy.
+        """
+        step, code = native.prepared_boxes.copy_box(words, form, src, dst, memory, table, event)
+        if step > 1:
+            self._check(code, "cuEventRecord")
+        return step >= 0, code if step == 1 else 0
+
     @functools.cached_property
-    def _box_functions(self) -> tuple[int, int]:
+    def box_functions(self) -> tuple[int, int]:
+        """Addresses of what copies one box, and one row."""
         return self.address("cuMemcpy3DAsync"), self.address("cuMemcpyAsync")
 
     def memcpy_boxes_batch(
@@ -232,15 +250,15 @@ class WorkCalls(DriverBase):
 
     def _launched(self, step: int, code: int) -> bool:
         if step == 1:
-            note = "Nothing was copied."
-            raise DriverCallError(
-                "cuLaunchKernel",
-                code,
-                self.error_name(code),
-                note=note,
-                submitted=0,
-                submitted_rows=(),
-            )
+            raise self.launch_refused(code)
         if step > 0:
             self._check(code, "cuEventRecord")
         return step == 0
+
+    def launch_refused(self, code: int) -> DriverCallError:
+        """Make the error of a launch that the driver refused."""
+        note = "Nothing was copied."
+        name = self.error_name(code)
+        return DriverCallError(
+            "cuLaunchKernel", code, name, note=note, submitted=0, submitted_rows=()
+        )

@@ -10,9 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from numba_swap.native import box_rows, boxes, driver_calls, pairing, prepared, rows
+    from numba_swap.native import (
+        box_rows,
+        boxes,
+        driver_calls,
+        pairing,
+        prepared,
+        prepared_boxes,
+        rows,
+    )
 
-__all__ = ["box_rows", "boxes", "driver_calls", "pairing", "prepared", "rows"]
+__all__ = [
+    "box_rows",
+    "boxes",
+    "driver_calls",
+    "pairing",
+    "prepared",
+    "prepared_boxes",
+    "rows",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,22 +10,18 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numba_swap.native.boxes import memcpy_loop
 from numba_swap.native.ccall import (
     POINTER_ATTRIBUTES,
-    call,
     call_attributes,
     column,
     compiled,
     integer,
 )
 from numba_swap.native.ccall import mapping as mapping_type
-from numba_swap.native.ccall import rows as rows_type
 from numba_swap.native.driver_calls import (
     LAUNCH_FUNCTIONS,
     NO_CONTEXT,
     enter_context,
-    is_free,
     launch_if_free,
     leave_context,
 )
@@ -229,53 +225,3 @@ def exchange_rows(words, out_rows, in_rows, memory, table, blocks, event):  # ty
     step, code = _exchange_rows(words, out_rows, in_rows, memory, table, blocks, event)
     leave_context(functions, words[_CONTEXT], former)
     return step, code
-
-
-@compiled(
-    types.UniTuple(integer, 3)(
-        types.UniTuple(integer, LAUNCH_FUNCTIONS),
-        integer,
-        integer,
-        integer,
-        column,
-        column,
-        mapping_type,
-        rows_type,
-        integer,
-        integer,
-    )
-)
-def boxes_and_record(  # type: ignore[no-untyped-def]
-    functions, memcpy_3d, memcpy, context, dst, src, forms, which, stream, event
-):
-    """Submit boxes one by one and record an event behind them, if things are still as they were.
-
-    Parameters
-    ----------
-    functions, context, stream, event
-        As for `driver_calls.launch_and_record`.
-    memcpy_3d, memcpy, dst, src, forms, which
-        As for `boxes.memcpy_loop`.
-
-    Returns
-    -------
-    step, code, index : int
-        `step` is 0 if all went well; 1 if a box was refused, which is `index`, or 2 if the event
-        was, with the driver's `code`; -1 if the context was another or the stream was being
-        captured, and nothing was done.
-    """
-    former = enter_context(functions, context)
-    if former == NO_CONTEXT:
-        return -1, 0, 0
-    step, code, index = types.int64(-1), types.int64(0), types.int64(0)
-    if is_free(functions, context, stream):
-        step = 0
-        code, index = memcpy_loop(memcpy_3d, memcpy, dst, src, forms, which, stream)
-        if code != 0:
-            step = 1
-        else:
-            code = call(functions[5], (event, stream))
-            if code != 0:
-                step = 2
-    leave_context(functions, context, former)
-    return step, code, index

@@ -16,7 +16,7 @@ from numba_swap.dispatch.decision import Decision
 from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.swap.context import RunOptions, launching
 from numba_swap.swap.execute import execute
-from numba_swap.swap.prepared import PreparedRun, prepared_from
+from numba_swap.swap.prepared.runs import PreparedRun, prepared_from
 from numba_swap.swap.select import Selection, choose, decision_key, estimate_modes
 from numba_swap.swap.transfer import Transfer
 

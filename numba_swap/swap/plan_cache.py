@@ -108,12 +108,14 @@ class ArrayPair:
 
 
 class PlanCache:
-    """What `swap_blocks` and `exchange` remember of the arrays that they were given.
+    """What `swap_blocks`, `exchange` and `copy` remember of the arrays that they were given.
 
     A call between arrays that are remembered, and unchanged, reads nothing of them again; copies
-    that run as one kernel are then planned and launched in one compiled call. The cache keeps no
-    array alive. When it is full, a random pair makes room: so a loop over a few more pairs than
-    fit still finds most of them.
+    that run as one kernel are then planned and launched in one compiled call. `copy` remembers how
+    its views lay: views of the same shape and strides elsewhere in memory of the same sort, such as
+    the next tile of a field, are copied in one compiled call, too. The cache keeps no array alive.
+    When it is full, a random pair makes room: so a loop over a few more pairs than fit still finds
+    most of them.
 
     Examples
     --------
@@ -129,7 +131,8 @@ class PlanCache:
 
     def __init__(self, maxsize: int) -> None:
         self._maxsize = maxsize
-        self._pairs: dict[Key, ArrayPair] = {}
+        # Of arrays, an `ArrayPair`; of views that lie alike, what copies between them.
+        self._pairs: dict[Key, Any] = {}
         self._lock = threading.Lock()
         self._hits = self._misses = 0
 
@@ -170,7 +173,7 @@ class PlanCache:
         if type(axis) is not int:  # some are equal to one, and no axis
             return None
         key, arrays = _key(src, dst, axis, verb)
-        pair = self._pairs.get(key)
+        pair: ArrayPair | None = self._pairs.get(key)
         if pair is None or not pair.is_of(devices, arrays):
             self._misses += 1
             return None
@@ -199,12 +202,29 @@ class PlanCache:
             pair = ArrayPair(devices, known, layers, self._forget(key))
         except Exception:  # objects without weak references, or that can be read only once
             return None
+        self._put(key, pair)
+        return pair
+
+    def find_likeness(self, key: Key) -> Any:
+        """Return what is known of copies between arrays that lie alike; None if that is nothing."""
+        known = self._pairs.get(key)
+        if known is None:
+            self._misses += 1
+        else:
+            self._hits += 1
+        return known
+
+    def remember_likeness(self, key: Key, known: object) -> None:
+        """Remember what copies between arrays that lie alike."""
+        if self._maxsize:
+            self._put(key, known)
+
+    def _put(self, key: Key, known: object) -> None:
         with self._lock:
             if key not in self._pairs:
                 while len(self._pairs) >= max(1, self._maxsize):
                     self._evict()
-            self._pairs[key] = pair
-        return pair
+            self._pairs[key] = known
 
     def _forget(self, key: Key) -> Callable[[Any], None]:
         """Return what forgets a pair when one of its arrays dies."""

@@ -15,7 +15,7 @@ from numba_swap.dispatch.choice import Choice, decide, estimate
 from numba_swap.dispatch.conditions import Conditions, LaunchContext
 from numba_swap.dispatch.cost_model import CostModel, workload_of
 from numba_swap.dispatch.decision import Decision, Estimate, join_decisions
-from numba_swap.dispatch.partition import by_direction, by_size
+from numba_swap.dispatch.partition import by_direction, by_share, by_size
 from numba_swap.dispatch.settings import Mode, Settings, current_settings, parse_mode
 from numba_swap.modes import why_no_room, why_not_here
 from numba_swap.swap.steps import Step
@@ -90,9 +90,10 @@ def choose(
     conditions = launch.conditions
     if len(copies) == 0:
         return Selection(_nothing(copies.direction, conditions, mode))
-    decision, edge = _decide(copies, launch, mode, costs)
-    if edge is not None:
-        parts = zip(by_size(copies, edge), decision.parts, strict=True)
+    decision, edge, share = _decide(copies, launch, mode, costs)
+    if edge is not None or share is not None:
+        cut = by_share(copies, share) if share is not None else by_size(copies, edge or 0)
+        parts = zip(cut, decision.parts, strict=True)
         return Selection(decision, _at_once(Step(some, part.mode) for some, part in parts), True)
     selection = Selection(decision, (Step(copies, decision.mode),))
     if copies.direction is Direction.MIXED and conditions.may_use_private_streams:

@@ -25,7 +25,8 @@ from numba_swap.modes.kernel import exchange, launch
 from numba_swap.swap.context import RunOptions
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.plan_cache import ArrayPair, plan_cache
-from numba_swap.swap.prepared import PreparedLaunch, PreparedRows
+from numba_swap.swap.prepared.rows import PreparedRows
+from numba_swap.swap.prepared.runs import PreparedLaunch
 from numba_swap.swap.select import Selection
 from numba_swap.swap.transfer import Transfer
 

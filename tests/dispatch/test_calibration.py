@@ -36,6 +36,7 @@ from numba_swap.dispatch.cost_model import (
     ROW_EDGES,
     CostModel,
     ModeCost,
+    SharedCost,
     Workload,
     uniform_workload,
 )
@@ -69,7 +70,8 @@ def made_costs():
     routes = {}
     for i, route in enumerate(ROUTES):
         routes[route] = {mode: made_cost(10.0 * i + j) for j, mode in enumerate(modes_on(route))}
-    return CostModel(routes, "made up")
+    shared = {("h2d", 2): SharedCost(0.3, 40.0, 18.5), ("d2h odd boxes", 0): SharedCost(0.1, 0, 1)}
+    return CostModel(routes, "made up", shared=shared)
 
 
 def made_document(key):
@@ -158,6 +160,7 @@ def test_what_was_stored_is_what_is_chosen_by(driver, caplog):
         found = find_costs(device_of(driver))
     assert not caplog.records
     assert found.routes == made_costs().routes
+    assert found.shared == made_costs().shared
     assert found.source.startswith("Simulated GPU, CUDA 13.0, release 580.65.06, measured 20")
     path.unlink()
     assert find_costs(device_of(driver)) is found  # looked up once a driver
@@ -251,6 +254,17 @@ WRONG_VALUES = [
     ((*H2D, "copy_us"), [1.0] * 3, "costs.loop.h2d.copy_us has 3 values, not 4"),
     ((*H2D, "megabyte_us"), [1.0, None, 1.0, 1.0], "costs.loop.h2d.megabyte_us is None"),
 ]
+WRONG_SHARES = [
+    (("shared",), [], r"shared is \[\]"),
+    (("shared", "h2x"), {}, "shared.h2x is no route"),
+    (("shared", "h2d", "4"), {}, "shared.h2d.4 is no class of lengths"),
+    (("shared", "h2d", "2"), 0.3, "shared.h2d.2 is 0.3, no object"),
+    (("shared", "h2d", "2", "share"), 1.0, "shared.h2d.2.share is 1.0"),
+    (("shared", "h2d", "2", "share"), -0.1, "shared.h2d.2.share is -0.1"),
+    (("shared", "h2d", "2", "start_us"), math.nan, "shared.h2d.2.start_us is nan"),
+    (("shared", "h2d", "2", "megabyte_us"), "18", "shared.h2d.2.megabyte_us is '18'"),
+    (("shared", "h2d", "2", "rate"), 1.0, "shared.h2d.2.rate is not known"),
+]
 WRONG_FIGURES = [
     (("tuning",), None, "tuning is None, no object"),
     (("tuning",), [["link_blocks", 4]], "tuning is .*, no object"),
@@ -282,6 +296,7 @@ MISSING = [
     (*H2D, "copy_us"),
     (*H2D, "megabyte_us"),
     (*H2D, "full_blocks"),
+    ("shared", "h2d", "2", "share"),
 ]
 
 
@@ -304,7 +319,7 @@ def check_refused(driver, path, message, caplog, monkeypatch):
     assert path.read_bytes() == text
 
 
-@pytest.mark.parametrize(("where", "value", "message"), WRONG_VALUES + WRONG_FIGURES)
+@pytest.mark.parametrize(("where", "value", "message"), WRONG_VALUES + WRONG_SHARES + WRONG_FIGURES)
 def test_a_wrong_value_is_named(driver, caplog, monkeypatch, where, value, message):
     path = store(driver)
     document = json.loads(path.read_text())
@@ -410,6 +425,14 @@ def store_tuning(driver, tuning):
     del document["tuning"]
     path.write_text(json.dumps(document | ({} if tuning is None else {"tuning": tuning})))
     return path
+
+
+def test_a_file_without_shares_gives_none(driver):
+    path = store(driver)
+    document = json.loads(path.read_text())
+    del document["shared"]
+    path.write_text(json.dumps(document))
+    assert costs_from(load_document(path)).shared == {}
 
 
 @pytest.mark.parametrize("tuning", [None, {}])

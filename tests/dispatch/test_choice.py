@@ -11,6 +11,7 @@ from numba_swap.dispatch.conditions import Capabilities, Conditions
 from numba_swap.dispatch.cost_model import (
     CostModel,
     ModeCost,
+    SharedCost,
     Workload,
     uniform_workload,
 )
@@ -58,7 +59,7 @@ def choose(workload=FEW, costs=EQUAL, mode=None, why_not=nothing_against, direct
 
 
 def test_what_is_predicted_best_is_chosen():
-    decision, edge = choose()
+    decision, edge, _ = choose()
     assert edge is None
     assert decision == ns.Decision(
         Mode.KERNEL,
@@ -78,14 +79,14 @@ def test_what_is_predicted_best_is_chosen():
 
 def test_the_facts_of_the_machine_are_told():
     simulated = Capabilities(ns.DriverVersion(12, 4), True, {}, simulated=True)
-    decision, _ = choose(capabilities=simulated, direction=ns.Direction.D2H)
+    decision, *_ = choose(capabilities=simulated, direction=ns.Direction.D2H)
     assert str(decision).startswith(
         "kernel for 3 copies, 192 bytes, device to host, simulated driver 12.4: "
     )
 
 
 def test_rejected_modes_are_told_in_order():
-    decision, _ = choose(why_not=only(Mode.LOOP))
+    decision, *_ = choose(why_not=only(Mode.LOOP))
     assert decision.mode is Mode.LOOP
     assert list(decision.rejected.items()) == [
         (Mode.KERNEL, "no kernel here"),
@@ -94,7 +95,7 @@ def test_rejected_modes_are_told_in_order():
     assert decision.reason.endswith(
         ", but no kernel: no kernel here; no batch: no batch here; so loop"
     )
-    decision, _ = choose(why_not=only(Mode.LOOP, Mode.KERNEL))
+    decision, *_ = choose(why_not=only(Mode.LOOP, Mode.KERNEL))
     assert (decision.mode, dict(decision.rejected)) == (Mode.KERNEL, {})  # nobody asked further
 
 
@@ -108,7 +109,7 @@ def test_where_nothing_can_run_all_reasons_are_given():
 
 @pytest.mark.parametrize("mode", [*Mode, *map(str, Mode), " Loop "])
 def test_a_forced_mode_is_taken_whatever_is_predicted(mode):
-    decision, edge = choose(mode=mode)
+    decision, edge, _ = choose(mode=mode)
     assert decision.mode == str(mode).strip().lower()
     assert edge is None
     assert decision.reason == "forced by the mode argument"
@@ -148,7 +149,7 @@ def test_who_forces_is_told_and_the_argument_is_stronger():
 
 
 def test_short_copies_go_to_the_kernel_and_long_ones_to_the_batch():
-    decision, edge = choose(MIXED_SIZES, EACH_ITS_OWN)
+    decision, edge, _ = choose(MIXED_SIZES, EACH_ITS_OWN)
     assert edge == 1
     short, long = decision.parts
     assert (short.mode, short.copies, short.nbytes) == (Mode.KERNEL, 2, 200)
@@ -198,7 +199,7 @@ def test_where_the_long_copies_begin(terms, edge):
     ids=lambda changes: " ".join(f"{name} {str(value)[:12]}" for name, value in changes.items()),
 )
 def test_what_keeps_copies_in_one_piece(changes):
-    decision, edge = choose(**{"workload": MIXED_SIZES, "costs": EACH_ITS_OWN} | changes)
+    decision, edge, _ = choose(**{"workload": MIXED_SIZES, "costs": EACH_ITS_OWN} | changes)
     assert edge is None
     assert decision.parts == ()
 
@@ -207,8 +208,69 @@ def test_a_split_has_to_gain_what_this_machine_asks_for():
     worth = EACH_ITS_OWN._replace(tuning=DEFAULT_TUNING._replace(split_gain=5.1 / 203))
     assert choose(MIXED_SIZES, worth).edge == 1
     not_worth = EACH_ITS_OWN._replace(tuning=DEFAULT_TUNING._replace(split_gain=4.9 / 203))
-    decision, edge = choose(MIXED_SIZES, not_worth)
+    decision, edge, _ = choose(MIXED_SIZES, not_worth)
     assert (decision.mode, edge) == (Mode.BATCH, None)
+
+
+# -- both engines at once -----------------------------------------------------------------------
+
+MANY = uniform_workload("h2d", 1000, 32 << 10)
+# 100 us, and 10 us for a million bytes, of which there are 32.768.
+SHARED = EACH_ITS_OWN._replace(shared={("h2d", 2): SharedCost(0.3, 100.0, 10.0)})
+
+
+def test_equally_long_copies_are_shared_where_that_was_measured_to_pay():
+    decision, edge, share = choose(MANY, SHARED)
+    assert (edge, share) == (None, 0.3)
+    assert [(p.mode, p.copies, p.nbytes) for p in decision.parts] == [
+        (Mode.KERNEL, 700, 700 << 15),
+        (Mode.BATCH, 300, 300 << 15),
+    ]
+    assert (decision.copies, decision.nbytes) == (1000, 1000 << 15)
+    assert decision.reason.startswith(
+        "predicted: 30% of the copies in the batch and the others in the kernel, at once, 428 us, "
+        "all in the batch 1000 us"
+    )
+
+
+def test_boxes_are_shared_as_well():
+    load = Workload("h2d odd boxes", ((1, 64 * 1000, 1000 << 14),), 1000, 1000 << 14, 4, 1000)
+    costs = SHARED._replace(
+        routes={**SHARED.routes, "h2d odd boxes": SHARED.routes["h2d"]},
+        shared={("h2d odd boxes", 1): SharedCost(0.5, 100.0, 10.0)},
+    )
+    decision, _, share = choose(load, costs)
+    assert share == 0.5
+    assert [(p.mode, p.copies, p.nbytes) for p in decision.parts] == [
+        (Mode.KERNEL, 500, 500 << 14),
+        (Mode.BATCH, 500, 500 << 14),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": "kernel"},
+        {"capturing": True},
+        {"policy": Policy.LATENCY},
+        {"policy": Policy.OVERLAP},
+        {"duplex": True},
+        {"max_blocks": 4},
+        {"direction": MIXED},
+        {"workload": MANY._replace(route="d2d"), "direction": D2D},
+        {"workload": uniform_workload("h2d", 1000, 8 << 10)},
+        {"workload": uniform_workload("h2d", 1, 64 << 10)},
+        {"why_not": only(Mode.LOOP, Mode.BATCH)},
+        {"why_not": only(Mode.LOOP, Mode.KERNEL)},
+        {"costs": EACH_ITS_OWN},
+        {"costs": SHARED._replace(shared={("h2d", 2): SharedCost(0.3, 700.0, 10.0)})},
+    ],
+    ids=lambda changes: " ".join(f"{name} {str(value)[:12]}" for name, value in changes.items()),
+)
+def test_what_keeps_equally_long_copies_in_one_piece(changes):
+    decision, edge, share = choose(**{"workload": MANY, "costs": SHARED} | changes)
+    assert (edge, share) == (None, None)
+    assert decision.parts == ()
 
 
 # -- policies -----------------------------------------------------------------------------------
@@ -224,7 +286,7 @@ def test_a_split_has_to_gain_what_this_machine_asks_for():
 )
 def test_overlap_waits_for_copy_engines(policy, mode, words):
     costs = costs_of(flat(30.0), flat(12.0), flat(10.0))
-    decision, _ = choose(costs=costs, policy=policy)
+    decision, *_ = choose(costs=costs, policy=policy)
     assert (decision.mode, decision.policy) == (mode, policy)
     assert decision.reason.startswith(words)
     hasty = costs._replace(tuning=DEFAULT_TUNING._replace(overlap_patience=1.1))
@@ -254,7 +316,7 @@ def test_a_limit_of_thread_blocks_slows_the_kernel():
 def test_a_busy_link_slows_kernels_and_the_host():
     costs = costs_of(flat(11.0), flat(30.0), flat(10.0))
     assert choose(costs=costs).decision.mode is Mode.KERNEL
-    decision, _ = choose(costs=costs, duplex=True)
+    decision, *_ = choose(costs=costs, duplex=True)
     assert decision.ranked == ((11.0, Mode.LOOP), (14.0, Mode.KERNEL), (30.0, Mode.BATCH))
 
 

@@ -10,8 +10,8 @@ from machines import make_copies
 import numba_swap as ns
 from numba_swap.copies.provenance import Selected
 from numba_swap.device.memory import Allocation, MemoryKind
-from numba_swap.dispatch.cost_model import split_workload, workload_of
-from numba_swap.dispatch.partition import by_direction, by_size
+from numba_swap.dispatch.cost_model import share_workload, split_workload, workload_of
+from numba_swap.dispatch.partition import by_direction, by_share, by_size
 
 KIB, MIB = 1 << 10, 1 << 20
 # Just below every edge between two classes of lengths, and on it.
@@ -34,6 +34,19 @@ def copies_of(sizes, **arguments):
 def rows(parts):
     """The rows of the whole in each part."""
     return [[int(part.origin.describe(i).split()[1]) for i in range(len(part))] for part in parts]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.45, 0.99])
+@pytest.mark.parametrize("count", [1, 7, 1000])
+def test_shares_are_parted_as_their_workload_is(share, count):
+    copies = copies_of([64 * KIB] * count)
+    parts = by_share(copies, share)
+    assert by_share(copies, share) is parts
+    kernel, batch = rows(parts)
+    assert kernel + batch == list(range(count))
+    assert len(parts[1]) == round(share * count)
+    for part, workload in zip(parts, share_workload(workload_of(copies), share), strict=True):
+        assert (len(part), part.nbytes) == (workload.copies, workload.nbytes)
 
 
 @pytest.mark.parametrize("edge", [1, 2, 3])

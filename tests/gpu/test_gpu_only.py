@@ -76,6 +76,24 @@ def test_arrays_of_other_libraries(library, mode, rng):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "bool", "complex64"])
+def test_tensors_of_types_that_no_interface_knows(dtype, mode, rng):
+    """The usual types of key-value caches among them, which `__cuda_array_interface__` lacks."""
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch, dtype):
+        pytest.skip(f"this PyTorch has no {dtype}")
+    content = torch.from_numpy(rng.integers(0, 2, (10, 64), dtype=np.uint8))
+    host = content.pin_memory().view(getattr(torch, dtype))
+    device = torch.zeros((10, 64), dtype=torch.uint8, device="cuda").view(host.dtype)
+    torch.cuda.synchronize()
+    ns.swap_blocks(host, device, [[9, 0], [1, 5]], mode=mode).wait()
+    assert torch.equal(device.view(torch.uint8).cpu()[[0, 5]], content[[9, 1]])
+    back = torch.zeros((10, 64), dtype=torch.uint8).pin_memory().view(host.dtype)
+    ns.swap_blocks(device, back, [[5, 3]], mode=mode).wait()
+    assert torch.equal(back.view(torch.uint8)[3], content[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_between_the_users_own_kernels(mode):
     """A slow kernel writes the source, another reads the destination, all in the same stream."""
     from numba import cuda

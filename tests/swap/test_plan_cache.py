@@ -15,7 +15,7 @@ from numba_swap.device.devices import devices_of
 from numba_swap.driver.simulated import Fault
 from numba_swap.swap import verbs
 from numba_swap.swap.plan_cache import ByCount, PlanCache
-from numba_swap.swap.prepared import PreparedRows
+from numba_swap.swap.prepared.rows import PreparedRows
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numba_swap.copies.inputs.tensors import is_tensor, tensor_state
 
 StateReader = Callable[[Any], object]
+Likeness = tuple[object, ...]
 
 # NumPy's C interface: an array object begins with Python's header, then the address of its data.
 _DATA_OFFSET = object.__basicsize__
@@ -72,6 +73,47 @@ def _numba_reader(gpu_data: Any) -> StateReader:
         return array.gpu_data is memory(), array.shape, array.strides, array.stream
 
     return read
+
+
+def read_likeness(array: Any) -> tuple[int, Likeness] | None:
+    """Return the address of an array, and what arrays must share to be read alike.
+
+    None for arrays that are read in another way: tensors, those that speak DLPack only, and
+    subclasses of NumPy's, which may be more.
+    """
+    if type(array) is np.ndarray:
+        if _KNOWS_NUMPY:
+            address = ctypes.c_size_t.from_address(id(array) + _DATA_OFFSET).value
+        else:
+            address = array.ctypes.data
+        return address, (array.shape, array.strides, array.dtype, array.flags.writeable)
+    if getattr(array, "data_ptr", None) is not None:
+        return None
+    try:
+        interface = array.__cuda_array_interface__
+        (address, readonly), shape = interface["data"], interface["shape"]
+        likeness = (
+            shape,
+            interface.get("strides"),
+            interface["typestr"],
+            readonly,
+            interface.get("stream"),
+            interface.get("mask") is None,
+        )
+        hash(likeness)
+    except Exception:  # the long way says what is wrong with it
+        return None
+    return (address, likeness) if type(address) is int else None
+
+
+def _knows_numpy() -> bool:
+    """Whether arrays of this NumPy lie as `_DATA_OFFSET` says."""
+    array = np.zeros(3)[1:]
+    found = ctypes.c_size_t.from_address(id(array) + _DATA_OFFSET).value
+    return found == array.ctypes.data
+
+
+_KNOWS_NUMPY = _knows_numpy()
 
 
 def _read_interface(array: Any) -> object:

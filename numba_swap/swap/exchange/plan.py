@@ -89,7 +89,8 @@ class ExchangePlan(Plan):
             return list(made) if kernels or scheduled.schedule.staged is not None else made
 
         side_by_side = Selection(apart, steps, forked=conditions.may_use_private_streams)
-        if not both or (apart.forced and apart.mode is not Mode.KERNEL):
+        engines = apart.forced and apart.mode is not Mode.KERNEL
+        if not both or engines or not self._pools.same_runs:  # nor are boxes made in pairs
             return side_by_side
         workloads = workload_of(self.copies[0]), workload_of(self.copies[1])
         apart_us = predict_duplex(costs.tuning, _time(apart), conditions, staged=self.staged)

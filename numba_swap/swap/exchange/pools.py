@@ -72,13 +72,14 @@ class ExchangePools:
             max((pair.layout.src_blocks for pair in self.outgoing), default=0),
             max((pair.layout.src_blocks for pair in self.incoming), default=0),
         )
-        # How many runs a block of each layer has; none if blocks are empty.
+        # How many copies a block of each layer takes; none if blocks are empty.
         self._runs = [
-            len(pair.layout.src_offsets) if pair.layout.run_bytes else 0 for pair in outgoing
+            pair.copies_a_block(in_order=True) if pair.layout.run_bytes else 0 for pair in outgoing
         ]
         self.one_run = self._runs == [1]
+        self._boxed = any(pair.is_boxed(in_order=True) for pair in outgoing)
         self.block_bytes = sum(
-            runs * pair.layout.run_bytes for runs, pair in zip(self._runs, outgoing, strict=True)
+            len(pair.layout.src_offsets) * pair.layout.run_bytes for pair in outgoing
         )
 
     @cached_property
@@ -102,7 +103,7 @@ class ExchangePools:
     @cached_property
     def same_runs(self) -> bool:
         """Whether blocks are cut into the same runs both ways: where both are contiguous."""
-        return all(
+        return not self._boxed and all(
             out.layout.run_bytes == into.layout.run_bytes
             and np.array_equal(out.layout.src_offsets[: len(runs)], into.layout.dst_offsets[runs])
             and np.array_equal(out.layout.dst_offsets[: len(runs)], into.layout.src_offsets[runs])
@@ -206,6 +207,7 @@ class ExchangePools:
             for _, (other_start, other_stop) in spans
         ):
             return
+        out, into = out.unfolded(), into.unfolded()
         fronts = _intervals([(out.src, out.sizes), (into.dst, into.sizes)])
         backs = _intervals([(out.dst, out.sizes), (into.src, into.sizes)])
         if not (len(fronts[0]) and len(backs[0])):
@@ -229,6 +231,9 @@ class ExchangePools:
         for side, (some, others) in enumerate(((out.src, into.dst), (out.dst, into.src))):
             spans = sorted((pair.src, pair.dst)[side].span for pair in self.outgoing)
             if all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans)):
+                continue
+            if self._boxed:  # between boxes there may be gaps: whether they meet is not looked at
+                self.may_alias = True
                 continue
             begins, ends = _intervals([(some, out.sizes), (others, into.sizes)])
             layers = np.concatenate([self._layers_of(out), self._layers_of(into)])

@@ -11,6 +11,7 @@ from numba_swap.copies.ends import Ends
 from numba_swap.device.memory import Addresses, Allocation, MemoryKind
 from numba_swap.device.resources import DeviceBuffer
 from numba_swap.dispatch.conditions import LaunchContext
+from numba_swap.driver import abi
 
 Staged = tuple[Copies, Copies]
 
@@ -25,7 +26,7 @@ def staged_through(copies: Copies, memory: Allocation) -> Staged:
     memory : Allocation
         Where it is staged; large enough, and aligned to 256 bytes.
     """
-    ends, sizes = copies.ends, copies.sizes
+    ends, sizes, boxes = copies.ends, copies.sizes, copies.boxes
     places: Addresses = np.uint64(memory.start) + np.cumsum(sizes) - sizes
     aside, settle = (
         Copies(
@@ -35,12 +36,13 @@ def staged_through(copies: Copies, memory: Allocation) -> Staged:
             ends,
             copies.origin,
             # Device memory begins at a multiple of 256, lengths are among the bits.
-            alignment_bits=copies.alignment_bits,
+            alignment_bits=copies.alignment_bits if boxes is None else None,
             mergeable=copies.mergeable,
+            boxes=boxes and boxes.dense_at(side, abi.MEMORYTYPE_DEVICE),
         ).coalesced()
-        for dst, src, ends in (
-            (places, copies.src, Ends.of(ends.sources, (memory,))),
-            (copies.dst, places, Ends.of((memory,), ends.destinations)),
+        for dst, src, ends, side in (
+            (places, copies.src, Ends.of(ends.sources, (memory,)), "dst"),
+            (copies.dst, places, Ends.of((memory,), ends.destinations), "src"),
         )
     )
     return aside, settle

@@ -20,7 +20,8 @@ from numba_swap.swap.context import RunOptions
 from numba_swap.swap.exchange.plan import ExchangePlan, decide_pairs
 from numba_swap.swap.exchange.pools import OUT_NAMES, ExchangePools
 from numba_swap.swap.plan_cache import ArrayPair, plan_cache
-from numba_swap.swap.prepared import PreparedLaunch, PreparedRows
+from numba_swap.swap.prepared.rows import PreparedRows
+from numba_swap.swap.prepared.runs import PreparedLaunch
 from numba_swap.swap.select import Selection, steps_of
 from numba_swap.swap.transfer import Transfer
 from numba_swap.swap.verbs import asking_about, current_devices, tuning_for

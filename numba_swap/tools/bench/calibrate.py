@@ -21,9 +21,10 @@ from numba_swap.dispatch.calibration import (
     key_of,
     load_document,
     path_of,
+    shared_as_json,
     use_costs,
 )
-from numba_swap.dispatch.cost_model import ROUTES, CostModel, route_key
+from numba_swap.dispatch.cost_model import ROUTES, CostModel, SharedCost, route_key
 from numba_swap.dispatch.settings import DRIVER_VERSION_VARIABLE, current_settings
 from numba_swap.driver import abi
 from numba_swap.driver.current import current_driver
@@ -31,6 +32,7 @@ from numba_swap.errors import CalibrationError, DriverCallError
 from numba_swap.tools.bench.costs.fit import TimedSwap, fit_costs
 from numba_swap.tools.bench.costs.found import Calibration, format_calibration
 from numba_swap.tools.bench.costs.measure import FULL, SIMULATED, SwapTimer, grid_that_fits
+from numba_swap.tools.bench.costs.shared import measure_shared
 from numba_swap.tools.bench.gpu import gpu_of
 
 
@@ -117,14 +119,22 @@ def calibrate(
         raise CalibrationError(f"there is too little memory to measure with: {error}") from None
     timer = SwapTimer(gpu, grid)
     swaps = list(grid.swaps())
+    both = list(grid.shared_swaps())
+    total = len(swaps) + len(both)
     for done, swap in enumerate(swaps):
         if progress is not None:
-            progress(Progress(done, len(swaps), str(swap)))
+            progress(Progress(done, total, str(swap)))
         cells += timer.measure(swap)
     for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
         route, needed = route_key(direction), timer.full_blocks(direction)
         blocks |= dict.fromkeys((name for name in ROUTES if name.split()[0] == route), needed)
     costs = fit_costs(cells, blocks, f"{key.device}, {key.driver}, measured now", before.tuning)
+    shared: dict[tuple[str, int], SharedCost] = {}
+    for done, swap in enumerate(both, len(swaps)):
+        if progress is not None:
+            progress(Progress(done, total, f"{swap}, both engines at once"))
+        shared |= measure_shared(timer, device, costs, swap)
+    costs = costs._replace(shared=shared)
     if not driver.simulated:
         use_costs(device, costs)
     if path is not None:
@@ -164,6 +174,7 @@ def _document(key: dict[str, str], costs: CostModel, cells: Sequence[TimedSwap])
         "key": key,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "costs": costs_as_json(costs),
+        "shared": shared_as_json(costs),
         "tuning": costs.tuning._asdict(),
         "measured": [
             {

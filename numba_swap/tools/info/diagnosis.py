@@ -62,7 +62,7 @@ def choose_mode(
 
     workload = uniform_workload(route_key(direction), copies, nbytes)
     try:
-        decision, _ = decide(workload, direction, costs, conditions, None, why_not)
+        decision, *_ = decide(workload, direction, costs, conditions, None, why_not)
     except ModeUnavailableError as error:
         return None, str(error)
     return decision.mode, decision.reason

@@ -103,6 +103,80 @@ def test_layers_and_block_axis(rng):
             assert np.array_equal(read_array(gpu, host[layer]), back)
 
 
+KINDS = {
+    "apart": lambda slots, blocks: np.stack([blocks + 8, slots + 8], axis=1),
+    "refilled slots": lambda slots, blocks: np.stack([blocks + 8, slots], axis=1),
+    "refilled blocks": lambda slots, blocks: np.stack([blocks, slots + 8], axis=1),
+    "in place": lambda slots, blocks: np.stack([blocks, slots], axis=1),
+    "rotation": lambda slots, blocks: np.stack([np.roll(blocks, 3), slots], axis=1),
+}
+
+
+def exchange_along(axis, front, back, page_out, page_in):
+    """What an exchange means, for blocks along any axis."""
+    fronts, backs = (np.moveaxis(side.copy(), axis, 0) for side in (front, back))
+    leaving, coming = fronts[page_out[:, 0]].copy(), backs[page_in[:, 0]].copy()
+    backs[page_out[:, 1]], fronts[page_in[:, 1]] = leaving, coming
+    return np.moveaxis(fronts, 0, axis), np.moveaxis(backs, 0, axis)
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_blocks_that_are_boxes(case, rng, tune, what):
+    """Blocks of 40 short rows: each is one copy, whatever the number of its rows."""
+    slots = blocks = np.arange(8)
+    page_out, page_in = np.stack([slots, blocks], axis=1), KINDS[what](slots, blocks)
+    before = random_bytes(rng, (5, 8, 16, 3)), random_bytes(rng, (5, 8, 20, 3))
+    with case.open() as gpu:
+        tune(staged_bytes=4 * 120, smallest_piece_bytes=120)
+        device, host = make_array(gpu, "device", before[0]), make_array(gpu, "pinned", before[1])
+        plan = ns.plan_exchange(device, host, page_out, page_in, block_axis=2)
+        assert len(plan) == 16
+        assert all(copies.boxes is not None for copies in plan.copies)
+        state = before
+        for _ in range(3):
+            plan.run(gpu.stream(), case.mode).wait()
+            state = exchange_along(2, *state, page_out, page_in)
+            assert np.array_equal(read_array(gpu, device), state[0])
+            assert np.array_equal(read_array(gpu, host), state[1])
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_layers_of_boxes_and_of_runs(rng, tune, what):
+    slots = blocks = np.arange(8)
+    page_out, page_in = np.stack([slots, blocks], axis=1), KINDS[what](slots, blocks)
+    shapes = [(40, 16, 3), (2, 16, 9), (7, 16, 5, 6)]
+    before = [
+        (random_bytes(rng, shape), random_bytes(rng, (shape[0], 20, *shape[2:])))
+        for shape in shapes
+    ]
+    with ns.simulate() as gpu:
+        tune(staged_bytes=1000, smallest_piece_bytes=500)
+        device, host = (
+            [make_array(gpu, kind, pair[i]) for pair in before]
+            for i, kind in enumerate(("device", "pinned"))
+        )
+        ns.exchange(device, host, page_out, page_in, block_axis=1).wait()
+        for layer, pair in enumerate(before):
+            front, back = exchange_along(1, *pair, page_out, page_in)
+            assert np.array_equal(read_array(gpu, device[layer]), front)
+            assert np.array_equal(read_array(gpu, host[layer]), back)
+
+
+def test_boxes_of_pools_that_interleave_are_told_apart(rng):
+    """Two halves of one array, interlocked: no row of the one meets a row of the other."""
+    with ns.simulate() as gpu:
+        content = random_bytes(rng, (40, 2, 6, 3))
+        both = make_array(gpu, "pinned", content)
+        front, back = both[:, 0], both[:, 1]
+        rows_out, rows_in = np.array([[0, 5], [2, 1]]), np.array([[3, 4]])
+        ns.exchange(front, back, rows_out, rows_in, block_axis=1).wait()
+        expected = exchange_along(1, content[:, 0], content[:, 1], rows_out, rows_in)
+        assert np.array_equal(np.asarray(both)[:, 0], expected[0])
+        assert np.array_equal(np.asarray(both)[:, 1], expected[1])
+        with pytest.raises(ns.BadPlanError, match="share memory"):
+            ns.exchange(front, front, rows_out, np.array([[0, 4]]), block_axis=1)
+
+
 def test_overlapping_blocks_are_all_staged(rng):
     """A window that slides over the device: neighbouring blocks share bytes."""
     with ns.simulate() as gpu:

@@ -7,7 +7,14 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from numba_swap.dispatch.cost_model import BOX_ROUTES, CostModel, ModeCost, Workload
+from numba_swap.dispatch.cost_model import (
+    BOX_ROUTES,
+    CLASS_EDGES,
+    ROW_EDGES,
+    CostModel,
+    ModeCost,
+    Workload,
+)
 from numba_swap.dispatch.settings import Mode
 from numba_swap.tools.bench.costs.fit import TimedSwap
 from numba_swap.tools.units import KIB, MIB
@@ -78,6 +85,8 @@ class Calibration:
 # Lengths in bytes, each with its class.
 _LENGTHS_SHOWN = (0, 2 * KIB), (2, 64 * KIB), (3, MIB)
 _ROWS_SHOWN = (0, 128), (2, 512), (3, 2 * KIB)
+# Where each class begins, of copies and of the rows of boxes.
+_LENGTHS = (0, *CLASS_EDGES), (0, *ROW_EDGES)
 
 
 def format_calibration(found: Calibration) -> str:
@@ -97,6 +106,14 @@ def format_calibration(found: Calibration) -> str:
             f"{route:<16}{mode:<8}{cost.start_us:>5.0f} us{cost.fork_us:>5.0f} us  "
             f"{rates[0]:>13.2f}{rates[1]:>11.2f}{rates[2]:>10.2f}  "
             f"{median:>26.2f}{worst:>7.2f}"
+        )
+    for (route, number), shared in found.costs.shared.items():
+        what = "rows" if route in BOX_ROUTES else "copies"
+        least = _LENGTHS[route in BOX_ROUTES][number]
+        rate = 1e3 / shared.megabyte_us if shared.megabyte_us else math.inf
+        lines.append(
+            f"{route:<16}both engines at once, {shared.share:.0%} in the batch, {what} of {least} "
+            f"B and more: {rate:.2f} GB/s"
         )
     (before, worst_before), (now, worst_now) = (
         found.regret(found.before),

@@ -78,6 +78,8 @@ class CostGrid:
         How often a swap is measured in each mode; the fewest are enough once that time is over.
     longest_us : float
         A mode is left out where a single run would take longer.
+    shared_sizes, shared_shapes : tuple
+        Of what, and of boxes of what shapes, both engines at once are measured.
     """
 
     sizes: tuple[int, ...]
@@ -90,6 +92,8 @@ class CostGrid:
     fewest_repeats: int = 3
     swap_s: float = 0.03
     longest_us: float = 40_000.0
+    shared_sizes: tuple[int, ...] = ()
+    shared_shapes: tuple[tuple[int, int, int], ...] = ()
 
     def most_of(self, pageable: bool) -> int:
         """Return the most bytes of a swap."""
@@ -110,6 +114,16 @@ class CostGrid:
                         if count * math.prod(shape) * ITEM_BYTES <= self.most_bytes:
                             yield GridBoxes(direction, aligned, shape, count)
 
+    def shared_swaps(self) -> Iterator[GridSwap | GridBoxes]:
+        """Yield what both engines are measured with, as many as there may be."""
+        for direction in (Direction.H2D, Direction.D2H):
+            for size in self.shared_sizes:
+                yield GridSwap(direction, False, size, self.most_bytes // size)
+            for aligned in (True, False):
+                for shape in self.shared_shapes:
+                    nbytes = math.prod(shape) * ITEM_BYTES
+                    yield GridBoxes(direction, aligned, shape, self.most_bytes // (2 * nbytes))
+
 
 FULL = CostGrid(
     # Two lengths or more of every class, on both sides of where the batch copy is known to jump.
@@ -125,6 +139,9 @@ FULL = CostGrid(
         (64, 512, 512),
     ),
     (1, 8, 64, 512),
+    # The shortest of a class, which takes a batch the longest; below 28 KiB a batch only hurts.
+    shared_sizes=(32 * KIB, 128 * KIB),
+    shared_shapes=((32, 32, 32), (64, 64, 64), (128, 128, 128), (64, 64, 256)),
 )
 # The simulated kernel runs in Python, one thread after another.
 SIMULATED = CostGrid(
@@ -180,18 +197,23 @@ class SwapTimer:
         Where.
     grid : CostGrid
         What, in the order in which it yields them.
+
+    Attributes
+    ----------
+    stream : int
+        Where they run.
     """
 
     def __init__(self, gpu: BenchGPU, grid: CostGrid) -> None:
         self._grid = grid
-        self._stream = gpu.stream
+        self.stream = gpu.stream
         self._memory = BenchMemory(gpu, *_pools(grid))
         self._memory.host()[:] = 1
         self._copy_us: dict[tuple[type, Direction, bool, Mode], float] = {}
 
     def measure(self, swap: GridSwap | GridBoxes) -> list[TimedSwap]:
         """Return the median time of each mode that can run; a round of all after another."""
-        stream, plan = self._stream, self._plan(swap)
+        stream, plan = self.stream, self.plan(swap)
         load = workload_of(plan.copies)
         actions: dict[Mode, Callable[[], object]] = {}
         for mode in Mode:
@@ -219,7 +241,7 @@ class SwapTimer:
         """Return about how many thread blocks a kernel needs for its full speed."""
         size = min(_SIZE_FOR_FEW_BLOCKS, max(self._grid.sizes))
         count = min(1024, self._grid.most_bytes // size)
-        plan, stream = self._plan(GridSwap(direction, False, size, count)), self._stream
+        plan, stream = self.plan(GridSwap(direction, False, size, count)), self.stream
         try:
             few, many = (
                 measure(
@@ -233,7 +255,8 @@ class SwapTimer:
             return 0.0
         return round(_FEW_BLOCKS * max(1.0, few / many), 1)
 
-    def _plan(self, swap: GridSwap | GridBoxes) -> CopyPlan:
+    def plan(self, swap: GridSwap | GridBoxes) -> CopyPlan:
+        """Return the plan of a swap."""
         if isinstance(swap, GridBoxes):
             return self._memory.plan_boxes(swap.direction, swap.shape, swap.number, swap.aligned)
         host = "pageable" if swap.pageable else "pinned"
