@@ -103,6 +103,26 @@ def _find_twice_by_sweep(writes, lengths, axis, longest):  # type: ignore[no-unt
     """Return two boxes that meet, looking through them along one axis; -1, -1 if none do."""
     order = np.argsort(writes[:, axis])
     low = 0
+    if len(lengths) == 1:  # many comparisons: in the order of memory, the other axes alone
+        near, others = np.empty((len(order), writes.shape[1] - 1), dtype=np.int64), 0
+        reach = np.empty(writes.shape[1], dtype=np.int64)
+        for other_axis in range(writes.shape[1]):
+            if other_axis != axis:
+                reach[others] = lengths[0, other_axis]
+                for place in range(len(order)):
+                    near[place, others] = writes[order[place], other_axis]
+                others += 1
+        for place in range(len(order)):
+            row = order[place]
+            while writes[order[low], axis] + longest <= writes[row, axis]:
+                low += 1
+            for earlier in range(low, place):
+                apart = False
+                for i in range(others):
+                    apart |= abs(near[place, i] - near[earlier, i]) >= reach[i]
+                if not apart:
+                    return min(row, order[earlier]), max(row, order[earlier])
+        return -1, -1
     for place in range(len(order)):
         row = order[place]
         while writes[order[low], axis] + longest <= writes[row, axis]:

@@ -16,6 +16,9 @@ from numba_swap.dispatch.settings import Mode
 # were seen from run to run on an H200.
 _NOISE_US = 2.0
 _NOISE_SHARE = 0.02
+# So many times the noise the model itself is off by: what is further off is an outlier.
+_FAR = 10.0
+_ROUNDS = 3
 
 
 class TimedSwap(NamedTuple):
@@ -41,6 +44,9 @@ def fit_cost(
 ) -> ModeCost:
     """Fit the costs of a mode on a route: non-negative least squares of relative errors.
 
+    Errors far beyond noise count less (Huber's weights): a swap that something else held up for
+    ten times as long, as happens on shared hosts, says nothing about the others.
+
     Parameters
     ----------
     cells : sequence of TimedSwap
@@ -61,6 +67,10 @@ def fit_cost(
     rows = np.array([_features(cell, tuning) for cell in cells])
     weights = 1.0 / (_NOISE_US + _NOISE_SHARE * times)
     solution, _ = nnls(rows * weights[:, None], times * weights)
+    for _ in range(_ROUNDS):
+        off = np.abs(rows @ solution - times) * weights
+        softened = weights * np.sqrt(_FAR / np.maximum(off, _FAR))
+        solution, _ = nnls(rows * softened[:, None], times * softened)
     start_us, fork_us = float(solution[0]), float(solution[1])
     copy_us, megabyte_us = solution[3 : 3 + CLASSES], solution[3 + CLASSES :]
     seen = rows[:, 3 : 3 + CLASSES].any(axis=0)

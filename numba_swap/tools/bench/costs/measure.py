@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +30,7 @@ _log = logging.getLogger("numba_swap")
 # To see how many thread blocks a kernel needs.
 _FEW_BLOCKS = 4
 _SIZE_FOR_FEW_BLOCKS = 64 * KIB
+_WARM_UP_SWAPS = 10
 
 
 class GridSwap(NamedTuple):
@@ -209,7 +211,16 @@ class SwapTimer:
         self.stream = gpu.stream
         self._memory = BenchMemory(gpu, *_pools(grid))
         self._memory.host()[:] = 1
+        self._warm_up()
         self._copy_us: dict[tuple[type, Direction, bool, Mode], float] = {}
+
+    def _warm_up(self) -> None:
+        """Let the clocks of an idle GPU and host rise: the first swaps took up to twice as long."""
+        copy = self._memory.contiguous(Direction.H2D, self._grid.most_bytes)
+        end = time.perf_counter() + self._grid.swap_s * _WARM_UP_SWAPS
+        copy()
+        while time.perf_counter() < end and not self._memory.gpu.driver.simulated:
+            copy()
 
     def measure(self, swap: GridSwap | GridBoxes) -> list[TimedSwap]:
         """Return the median time of each mode that can run; a round of all after another."""
