@@ -98,38 +98,45 @@ def _find_near(  # type: ignore[no-untyped-def]
     return -1
 
 
+@compiled(table_type(table_type, vector, integer))
+def _without_axis(writes, order, axis):  # type: ignore[no-untyped-def]
+    """Return rows in an order, without one of their columns."""
+    rest = np.empty((len(order), writes.shape[1] - 1), dtype=np.int64)
+    for place in range(len(order)):
+        for i in range(rest.shape[1]):
+            rest[place, i] = writes[order[place], i + (i >= axis)]
+    return rest
+
+
+@compiled(types.boolean(table_type, integer, integer, vector))
+def _meet_alike(rest, place, earlier, reach):  # type: ignore[no-untyped-def]
+    """Whether two boxes of the same lengths meet along some axes."""
+    apart = False
+    for i in range(len(reach)):
+        apart |= abs(rest[place, i] - rest[earlier, i]) >= reach[i]
+    return not apart
+
+
 @compiled(types.UniTuple(integer, 2)(table_type, table_type, integer, integer))
 def _find_twice_by_sweep(writes, lengths, axis, longest):  # type: ignore[no-untyped-def]
     """Return two boxes that meet, looking through them along one axis; -1, -1 if none do."""
     order = np.argsort(writes[:, axis])
+    alike = len(lengths) == 1
+    # Most comparisons are of boxes of one shape: in the order of memory, along the other axes.
+    rest = _without_axis(writes, order, axis)
+    reach = _without_axis(lengths, np.zeros(1, dtype=np.int64), axis)[0]
     low = 0
-    if len(lengths) == 1:  # many comparisons: in the order of memory, the other axes alone
-        near, others = np.empty((len(order), writes.shape[1] - 1), dtype=np.int64), 0
-        reach = np.empty(writes.shape[1], dtype=np.int64)
-        for other_axis in range(writes.shape[1]):
-            if other_axis != axis:
-                reach[others] = lengths[0, other_axis]
-                for place in range(len(order)):
-                    near[place, others] = writes[order[place], other_axis]
-                others += 1
-        for place in range(len(order)):
-            row = order[place]
-            while writes[order[low], axis] + longest <= writes[row, axis]:
-                low += 1
-            for earlier in range(low, place):
-                apart = False
-                for i in range(others):
-                    apart |= abs(near[place, i] - near[earlier, i]) >= reach[i]
-                if not apart:
-                    return min(row, order[earlier]), max(row, order[earlier])
-        return -1, -1
     for place in range(len(order)):
         row = order[place]
         while writes[order[low], axis] + longest <= writes[row, axis]:
             low += 1
         for earlier in range(low, place):
             other = order[earlier]
-            if _meet(writes, lengths, row, writes, lengths, other):
+            if (
+                _meet_alike(rest, place, earlier, reach)
+                if alike
+                else _meet(writes, lengths, row, writes, lengths, other)
+            ):
                 return min(row, other), max(row, other)
     return -1, -1
 
