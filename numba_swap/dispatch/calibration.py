@@ -43,6 +43,7 @@ _log = logging.getLogger("numba_swap")
 SCHEMA = "numba_swap calibration 2"
 CACHE_VARIABLE = "NUMBA_SWAP_CACHE_DIR"
 REFERENCE = "reference_costs.json"
+_DATA = resources.files("numba_swap.dispatch").joinpath("data")
 
 
 class Key(NamedTuple):
@@ -149,8 +150,7 @@ def key_of(device: Device) -> Key:
 
 def path_of(key: Key) -> Path:
     """Return where the calibration of a device is kept."""
-    name = re.sub(r"[^A-Za-z0-9]+", "_", key.device).strip("_") or "unnamed"
-    return cache_folder() / f"calibration_{name}.json"
+    return cache_folder() / f"calibration_{_slug(key.device)}.json"
 
 
 def load_document(path: Path) -> dict[str, Any]:
@@ -234,25 +234,38 @@ def _in_words(error: SchemaError) -> str:
     return f"{where} is {error.values[0]!r}, {error.wrong.removeprefix('is ')}"
 
 
-@cache
-def reference_document() -> dict[str, Any]:
-    """Return the calibration that is shipped with the package.
+def reference_costs(device: str = "") -> CostModel:
+    """Return the costs that are shipped with the package.
 
-    It was made on an H200; the costs of boxes, said under ``boxes``, on an H100.
+    Parameters
+    ----------
+    device : str, optional
+        Name of a GPU. There are figures of some; for all others, and by default, those of an H200
+        count, and of boxes, said under ``boxes`` in the file, those of an H100.
     """
-    text = (
-        resources.files("numba_swap.dispatch")
-        .joinpath("data", REFERENCE)
-        .read_text(encoding="utf-8")
-    )
-    document: dict[str, Any] = json.loads(text)
+    own = f"{_slug(device)}.json"
+    return _shipped_costs(own if device and own in shipped_files() else REFERENCE)
+
+
+@cache
+def _shipped_costs(name: str) -> CostModel:
+    return costs_from(shipped_document(name))
+
+
+@cache
+def shipped_files() -> tuple[str, ...]:
+    """Return the names of the calibrations that are shipped with the package."""
+    return tuple(sorted(file.name for file in _DATA.iterdir() if file.name.endswith(".json")))
+
+
+def shipped_document(name: str = REFERENCE) -> dict[str, Any]:
+    """Return a calibration that is shipped with the package."""
+    document: dict[str, Any] = json.loads(_DATA.joinpath(name).read_text(encoding="utf-8"))
     return document
 
 
-@cache
-def reference_costs() -> CostModel:
-    """Return the costs that are shipped with the package."""
-    return costs_from(reference_document())
+def _slug(device: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", device).strip("_") or "unnamed"
 
 
 def find_costs(device: Device) -> CostModel:
@@ -284,11 +297,11 @@ def _look_up(device: Device) -> CostModel:
         path = path_of(key)
         if not os.path.lexists(path):  # nor is one that may not be looked at
             _log.info("no calibration of %s: run numba-swap calibrate for one", key.device)
-            return reference_costs()
+            return reference_costs(key.device)
         document = load_document(path)
     except CalibrationError as error:
         _log.warning("calibration ignored: %s", error)
-        return reference_costs()
+        return reference_costs(key.device)
     kept = Key(*(document["key"][name] for name in Key._fields))
     if kept != key:
         _log.warning(
@@ -297,5 +310,5 @@ def _look_up(device: Device) -> CostModel:
             ", ".join(kept),
             ", ".join(key),
         )
-        return reference_costs()
+        return reference_costs(key.device)
     return costs_from(document)

@@ -126,7 +126,7 @@ def _add_calibrate(commands: Any) -> None:
         "calibrate",
         help="measure what copies cost here, to choose modes by it",
         description="Measure what copies cost in each mode on this machine, and choose by that "
-        "from now on. It takes about ten seconds and should have the GPU to itself.",
+        "from now on. It takes about a minute and should have the GPU to itself.",
     )
     calibrate.add_argument(
         "--no-store", action="store_true", help="only show it; later processes do not use it"

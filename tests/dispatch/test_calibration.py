@@ -1,7 +1,6 @@
 """Where costs come from: files of calibrations, good, stale, foreign and broken; and the fit."""
 
 import bisect
-import copy
 import itertools
 import json
 import logging
@@ -27,7 +26,8 @@ from numba_swap.dispatch.calibration import (
     load_document,
     path_of,
     reference_costs,
-    reference_document,
+    shipped_document,
+    shipped_files,
     use_costs,
 )
 from numba_swap.dispatch.cost_model import (
@@ -601,12 +601,20 @@ def test_costs_survive_json():
     assert costs_as_json(costs_from(again)) == document["costs"]
 
 
-def test_the_reference_is_a_calibration():
-    document = copy.deepcopy(reference_document())
+@pytest.mark.parametrize("name", shipped_files())
+def test_what_is_shipped_are_calibrations(name):
+    document = shipped_document(name)
     calibration._check(document)
-    assert document["key"]["device"] == "NVIDIA H200"
-    assert set(reference_costs().routes) == set(ROUTES)
-    for route, costs in reference_costs().routes.items():
+    device = document["key"]["device"]
+    found = reference_costs(device)
+    assert found.source.startswith(device)
+    if name == calibration.REFERENCE:
+        assert device == "NVIDIA H200"
+        assert found is reference_costs() is reference_costs("another GPU")
+    else:
+        assert name == path_of(Key(device, "")).name.removeprefix("calibration_")
+    assert set(found.routes) == set(ROUTES)
+    for route, costs in found.routes.items():
         assert tuple(costs) == modes_on(route)
         for mode, cost in costs.items():
             assert (cost.full_blocks > 0) == (mode is Mode.KERNEL)

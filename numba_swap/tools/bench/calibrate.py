@@ -83,9 +83,10 @@ def calibrate(
 
     Notes
     -----
-    It takes about a minute (48 s on an H100 with 16 cores), 512 MiB of pinned memory and 1 GiB on the GPU, and should have the
-    GPU to itself. Where there is less memory, it does without the longest swaps. On a simulated
-    driver it only goes through the motions, with a few short swaps; nothing is stored or used then.
+    It takes about a minute (48 s on an H100 with 16 cores), 512 MiB of pinned memory and 1 GiB on
+    the GPU, and should have the GPU to itself. Where there is less memory, it does without the
+    longest swaps. On a simulated driver it only goes through the motions, with a few short swaps;
+    nothing is stored or used then.
     """
     start = time.perf_counter()
     driver = current_driver()

@@ -105,7 +105,8 @@ def measure_regret(run: SpeedRun) -> None:
             name = f"regret, {words}, {kind} of {len(cells)} swaps"
             run.add(name, value, Samples(), target, at_least=False, **details)
             details = {}  # once is enough
-    use_costs(devices_of(run.gpu.driver)[0], reference_costs())
+    device = devices_of(run.gpu.driver)[0]
+    use_costs(device, reference_costs(device.name))
 
 
 def regret(cell: dict[str, Any], arm: str) -> float:
@@ -179,7 +180,7 @@ def _time(
     Each arm has a plan of its own, for a plan remembers how it ran last.
     """
     device, stream = devices_of(run.gpu.driver)[0], run.stream
-    costs_of = {"auto, shipped": reference_costs(), "auto, calibrated": calibrated}
+    costs_of = {"auto, shipped": reference_costs(device.name), "auto, calibrated": calibrated}
 
     def action(mode: str) -> Callable[[], object]:
         mine = plan()
