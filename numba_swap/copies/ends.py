@@ -76,6 +76,20 @@ class Ends(NamedTuple):
             tuple(dict.fromkeys(stream for end in ends for stream in end.producer_streams)),
         )
 
+    def if_pinned(self) -> Ends:
+        """Return what the ends would be if all pageable memory were pinned."""
+        sides = (
+            tuple(
+                a._replace(kind=MemoryKind.PINNED, device_offset=0)
+                if a.kind is MemoryKind.PAGEABLE
+                else a
+                for a in side
+            )
+            for side in (self.sources, self.destinations)
+        )
+        sources, destinations = sides
+        return self._replace(sources=sources, destinations=destinations)
+
     @property
     def allocations(self) -> tuple[Allocation, ...]:
         """All allocations that take part."""

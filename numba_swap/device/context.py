@@ -49,8 +49,10 @@ class Context:
     def stream_lock(self, stream: int) -> contextlib.AbstractContextManager[Any]:
         """Return what keeps calls of several threads into one stream apart; always the same.
 
-        It is held while the pieces of one call are enqueued, and never while memory is taken or
-        the GPU is waited for. A signal handler may take it again in the thread that holds it.
+        It is held while the pieces of one call are enqueued, and never while memory is taken. The
+        GPU is waited for meanwhile only where the call itself reads or writes pageable memory: what
+        it does then waits for no other call. A signal handler may take it again in the thread that
+        holds it.
         """
         if stream == abi.STREAM_PER_THREAD:
             return _NO_LOCK  # no other thread has this one

@@ -6,7 +6,17 @@ calibration file: what `costs` are for the choice of a mode, these are for how i
 
 from __future__ import annotations
 
+import functools
+import os
 from typing import Any, NamedTuple
+
+
+@functools.cache
+def usable_cpus() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Tuning(NamedTuple):
@@ -47,6 +57,11 @@ class Tuning(NamedTuple):
     staged_bytes, stages : int
         What comes in by way of device memory goes in pieces of so many bytes, of which so many are
         under way: 64 MiB did as well as or better than 4 and 16.
+    ring_piece_bytes, ring_smallest_bytes, ring_pieces, host_threads : int
+        Rows of pageable memory go round a ring of so many pieces, of at most so many bytes, which
+        stay in the processor's cache; shorter swaps in as many shorter ones, none below the
+        smallest. So many threads of the host move them; what staging costs was measured with them.
+        (The sizes are a guess still: a ring of 16 MiB, and pieces worth some 100 us of 16 threads.)
     group_rows, group_bytes, group_pool_bytes : int
         From so many rows of at most so many bytes on, over more than so many bytes of pinned
         memory, rows are ordered by regions: a GPU that reads host memory at random over more than
@@ -93,6 +108,10 @@ class Tuning(NamedTuple):
     smallest_piece_bytes: int = 2 << 20
     staged_bytes: int = 64 << 20
     stages: int = 2
+    ring_piece_bytes: int = 4 << 20
+    ring_smallest_bytes: int = 512 << 10
+    ring_pieces: int = 4
+    host_threads: int = 16
     group_rows: int = 4096
     group_bytes: int = 2048
     group_pool_bytes: int = 3 << 28
@@ -123,6 +142,10 @@ class Tuning(NamedTuple):
         most = self.batch_streams_beside if beside else self.batch_streams
         return max(1, min(most, copies // self.fewest_copies_a_stream))
 
+    def threads(self, said: int | None) -> int:
+        """Return how many threads of the host move rows: as the user said, or as are useful."""
+        return said or min(self.host_threads, usable_cpus())
+
     def may_be_grouped(self, rows: int, run_bytes: int) -> bool:
         """Whether rows like these are worth ordering by their place in host memory."""
         return rows >= self.group_rows and run_bytes <= self.group_bytes
@@ -149,7 +172,7 @@ def why_not_figure(name: str, value: Any) -> str | None:
         right = isinstance(value, (int, float)) and not isinstance(value, bool)
         return None if right and 0 < value < _MOST_FACTOR else "is no positive number"
     step, most = 1, _MOST_BYTES if name.endswith("bytes") else _MOST_BLOCKS
-    if name == "chunk_bytes":
+    if name in ("chunk_bytes", "ring_piece_bytes", "ring_smallest_bytes"):
         step = 16
     elif name in ("link_threads", "device_threads", "exchange_threads"):
         step, most = 32, 1024

@@ -195,6 +195,7 @@ def costs_from(document: Mapping[str, Any]) -> CostModel:
             for route, classes in document.get("shared", {}).items()
             for class_, cost in classes.items()
         },
+        document.get("estimated", ""),
     )
 
 
@@ -241,7 +242,7 @@ def reference_costs(device: str = "") -> CostModel:
     ----------
     device : str, optional
         Name of a GPU. There are figures of some; for all others, and by default, those of an H200
-        count, and of boxes, said under ``boxes`` in the file, those of an H100.
+        count; of boxes, said under ``boxes`` in the file, and of what is staged, those of an H100.
     """
     own = f"{_slug(device)}.json"
     return _shipped_costs(own if device and own in shipped_files() else REFERENCE)

@@ -14,6 +14,7 @@ from numba_swap.dispatch.cost_model import (
     PLAIN_ROUTES,
     CostModel,
     Workload,
+    pinned_route,
     share_out,
     share_workload,
     split_workload,
@@ -181,4 +182,36 @@ def estimate(
     return tuple(
         Estimate(mode, predicted_us, why_not(mode))
         for predicted_us, mode in rank(costs, workload, conditions)
+    )
+
+
+def advise_pinning(
+    workload: Workload,
+    costs: CostModel,
+    conditions: Conditions,
+    decision: Decision,
+    why_not_pinned: WhyNot,
+) -> str:
+    """Say what it would gain to pin pageable memory; nothing where none takes part.
+
+    Parameters
+    ----------
+    workload, costs, conditions
+        As for `decide`.
+    decision : Decision
+        What it decided.
+    why_not_pinned : callable
+        Why a mode could not run the copies if the memory were pinned; None if it could.
+    """
+    route, now_us = pinned_route(workload.route), decision.predicted_us
+    if route is None or now_us is None:
+        return ""
+    ranked = rank(costs, workload._replace(route=route), conditions)
+    then_us = next((us for us, mode in ranked if why_not_pinned(mode) is None), now_us)
+    if then_us >= now_us:
+        return ""
+    return (
+        f"The host memory is pageable. Pinned, it is predicted to take {format_us(then_us)} "
+        f"instead of {format_us(now_us)}, {now_us / then_us:.1f} times less: if it is used again "
+        "and again, pin it (numba.cuda.pinned_array, for example)."
     )

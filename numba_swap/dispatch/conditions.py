@@ -32,6 +32,8 @@ class Capabilities:
         The GPU.
     concurrent_managed : bool
         Whether host and GPU may use managed memory at the same time.
+    pageable_access : bool
+        Whether the GPU reaches pageable memory in place, as HMM and ATS machines do.
     simulated : bool
         Whether the driver is simulated.
     """
@@ -42,6 +44,7 @@ class Capabilities:
     device: int = 0
     concurrent_managed: bool = True
     simulated: bool = False
+    pageable_access: bool = False
 
     @property
     def driver_words(self) -> str:
@@ -50,7 +53,12 @@ class Capabilities:
 
 
 def driver_capabilities(
-    driver: Driver, settings: Settings, device: int = 0, *, concurrent_managed: bool = True
+    driver: Driver,
+    settings: Settings,
+    device: int = 0,
+    *,
+    concurrent_managed: bool = True,
+    pageable_access: bool = False,
 ) -> Capabilities:
     """Return what a driver can do, on a GPU of which no more is known than this."""
     version = settings.cap(driver.version)
@@ -61,6 +69,7 @@ def driver_capabilities(
         device,
         concurrent_managed,
         driver.simulated,
+        pageable_access,
     )
 
 
@@ -70,7 +79,11 @@ def capabilities_of(device: Device, settings: Settings) -> Capabilities:
     if known is None:
         concurrent = bool(device.attribute(abi.DEVICE_CONCURRENT_MANAGED_ACCESS))
         found = driver_capabilities(
-            device.driver, settings, device.ordinal, concurrent_managed=concurrent
+            device.driver,
+            settings,
+            device.ordinal,
+            concurrent_managed=concurrent,
+            pageable_access=bool(device.attribute(abi.DEVICE_PAGEABLE_MEMORY_ACCESS)),
         )
         known = device.capabilities.setdefault(settings.driver_version, found)
     return cast("Capabilities", known)
@@ -96,6 +109,8 @@ class Conditions(NamedTuple):
     shares_engines : bool
         Whether this is one of several streams that share what the copy engines get: a batch is
         then not spread any further.
+    threads : int or None
+        How many threads of the host move rows of pageable memory, if the user says so.
     """
 
     capabilities: Capabilities
@@ -105,6 +120,7 @@ class Conditions(NamedTuple):
     beside: bool = False
     duplex: bool = False
     shares_engines: bool = False
+    threads: int | None = None
 
     @property
     def may_use_private_streams(self) -> bool:

@@ -52,6 +52,9 @@ _MEASURED_AS = {
 }
 
 
+_PAGEABLE = " pageable"
+
+
 def route_key(direction: Direction, *, pageable: bool = False) -> str:
     """Return the key of a route.
 
@@ -63,7 +66,7 @@ def route_key(direction: Direction, *, pageable: bool = False) -> str:
         Whether some of the host memory is pageable, so that the driver has to stage it.
     """
     name = _MEASURED_AS[direction]
-    return f"{name} pageable" if pageable and name != "d2d" else name
+    return f"{name}{_PAGEABLE}" if pageable and name != "d2d" else name
 
 
 def route_of(ends: Ends) -> str:
@@ -72,6 +75,11 @@ def route_of(ends: Ends) -> str:
         if allocation.kind is MemoryKind.PAGEABLE:
             return route_key(ends.direction, pageable=True)
     return _MEASURED_AS[ends.direction]
+
+
+def pinned_route(route: str) -> str | None:
+    """Return the route that a pageable one would be if its memory were pinned; else None."""
+    return route.removesuffix(_PAGEABLE) if route.endswith(_PAGEABLE) else None
 
 
 class Workload(NamedTuple):
@@ -281,6 +289,10 @@ class SharedCost(NamedTuple):
     megabyte_us: float
 
 
+# What is staged is pageable memory: of routes where nobody has measured it, nothing is said of it.
+_DIRECT_MODES = tuple(mode for mode in Mode if mode is not Mode.STAGED)
+
+
 class CostModel(NamedTuple):
     """The costs of all modes, and where they come from.
 
@@ -299,6 +311,8 @@ class CostModel(NamedTuple):
     shared : mapping
         For the key of a route and a class of lengths, the cost of both engines at once, where that
         was measured to be faster than either.
+    estimated : str
+        Which costs of pageable memory were measured elsewhere, if any, for people.
     """
 
     routes: Mapping[str, Mapping[Mode, ModeCost]]
@@ -306,13 +320,21 @@ class CostModel(NamedTuple):
     tuning: Tuning = DEFAULT_TUNING
     boxes_source: str = ""
     shared: Mapping[tuple[str, int], SharedCost] = MappingProxyType({})
+    estimated: str = ""
 
     def source_of(self, route: str) -> str:
         """Return on what the costs of a route were measured, for people."""
+        if self.estimated and pinned_route(route) is not None:
+            return f"{self.source}; {self.estimated}"
         return (route in BOX_ROUTES and self.boxes_source) or self.source
 
     def predict(
-        self, workload: Workload, *, max_blocks: int | None = None, spread: bool = True
+        self,
+        workload: Workload,
+        *,
+        max_blocks: int | None = None,
+        spread: bool = True,
+        threads: int | None = None,
     ) -> list[tuple[float, Mode]]:
         """Return the predicted microseconds of every mode.
 
@@ -324,20 +346,26 @@ class CostModel(NamedTuple):
             The most thread blocks of a kernel.
         spread : bool
             Whether a batch may use private streams.
+        threads : int, optional
+            How many threads of the host move what is staged, if the user says so.
 
         Returns
         -------
         list of (float, Mode)
-            Infinite where nothing was measured.
+            Infinite where nothing was measured; what is staged is told where it was measured.
         """
         measured, tuning = self.routes[workload.route], self.tuning
         forked = spread and tuning.spread_over(workload.copies, workload.nbytes) > 1
-        predicted = []
+        predicted, expected = [], len(_DIRECT_MODES)
         for mode, cost in measured.items():
             us = cost.predict_us(workload, tuning, forked=forked, max_blocks=max_blocks)
+            if mode is Mode.STAGED:  # fewer threads take longer over the rows, in proportion
+                fewer = max(1.0, tuning.host_threads / tuning.threads(threads))
+                us = cost.start_us + fewer * (us - cost.start_us)
+                expected += 1
             predicted.append((us, mode))
-        if len(measured) < len(Mode):
-            predicted += [(math.inf, mode) for mode in Mode if mode not in measured]
+        if len(measured) < expected:
+            predicted += [(math.inf, mode) for mode in _DIRECT_MODES if mode not in measured]
         return predicted
 
     def predict_shared(self, workload: Workload) -> tuple[float, float] | None:

@@ -63,6 +63,9 @@ class Decision(NamedTuple):
         The reason, where it is none of the usual ones.
     estimates : tuple of Estimate
         All modes, for a decision that `explain` made; else empty.
+    advice : str
+        What would make it faster, for a decision that `explain` made of pageable memory; else
+        empty.
     """
 
     mode: Mode
@@ -80,6 +83,7 @@ class Decision(NamedTuple):
     at_once: bool = True
     note: str = ""
     estimates: tuple[Estimate, ...] = ()
+    advice: str = ""
 
     @property
     def forced(self) -> bool:
@@ -167,6 +171,8 @@ class Decision(NamedTuple):
                 + (f", {format_us(part.predicted_us)}" if part.predicted_us is not None else "")
                 for part in self.parts
             ]
+        if self.advice:
+            lines += ["", self.advice]
         if self.costs_source:
             lines += ["", f"predicted from {self.costs_source}"]
         return "\n".join(lines)

@@ -48,6 +48,7 @@ def rank(costs: CostModel, workload: Workload, conditions: Conditions) -> Rankin
         workload,
         max_blocks=conditions.max_blocks,
         spread=conditions.may_use_private_streams,
+        threads=conditions.threads,
     )
     if conditions.duplex:
         host_us = workload.copies * tuning.duplex_host_us_a_copy

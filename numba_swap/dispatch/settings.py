@@ -23,6 +23,7 @@ MODE_VARIABLE = "NUMBA_SWAP_MODE"
 POLICY_VARIABLE = "NUMBA_SWAP_POLICY"
 DRIVER_VERSION_VARIABLE = "NUMBA_SWAP_DRIVER_VERSION"
 BATCH_DESCRIPTORS_VARIABLE = "NUMBA_SWAP_BATCH_DESCRIPTORS"
+THREADS_VARIABLE = "NUMBA_SWAP_THREADS"
 
 # Calls of 128 copies each, over several streams in turn, keep them all busy to the end: measured
 # on an H200, driver 580. (A call of 51,828 copies crashed on another machine: vLLM issue 49276.)
@@ -41,11 +42,15 @@ class Mode(enum.StrEnum):
         One call of ``cuMemcpyAsync`` a copy.
     KERNEL
         A Numba kernel that reads and writes both sides from the GPU.
+    STAGED
+        Of pageable memory: threads of the host move rows to or from a ring of pinned memory, and
+        pieces of many rows cross the link, by the kernel or the loop.
     """
 
     BATCH = "batch"
     LOOP = "loop"
     KERNEL = "kernel"
+    STAGED = "staged"
 
 
 class Policy(enum.StrEnum):
@@ -83,12 +88,16 @@ class Settings:
         The most copies that one call of ``cuMemcpyBatchAsync`` is given.
     policy : Policy
         What the choice is to be good for, where a call does not say.
+    threads : int or None
+        How many threads of the host move rows of pageable memory; None for as many as are useful
+        here, `Tuning.host_threads` at most.
     """
 
     mode: Mode | None = None
     driver_version: DriverVersion | None = None
     batch_descriptors: int = DEFAULT_BATCH_DESCRIPTORS
     policy: Policy = Policy.THROUGHPUT
+    threads: int | None = None
 
     def cap(self, version: DriverVersion) -> DriverVersion:
         """Return the version that counts for a driver of this version."""
@@ -183,18 +192,25 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings:
         cap = _parse_cap(version) if version else None
     except BadArgumentError as error:
         raise BadArgumentError(f"{DRIVER_VERSION_VARIABLE}: {error}") from None
-    descriptors = environment.get(BATCH_DESCRIPTORS_VARIABLE) or str(DEFAULT_BATCH_DESCRIPTORS)
-    if not descriptors.isdecimal() or len(descriptors) > 18 or int(descriptors) == 0:
-        raise BadArgumentError(
-            f"{BATCH_DESCRIPTORS_VARIABLE}={descriptors!r} is no positive number"
-        )
+    descriptors = _positive_from(environment, BATCH_DESCRIPTORS_VARIABLE)
     policy = environment.get(POLICY_VARIABLE) or Policy.THROUGHPUT
     return Settings(
         parse_mode(mode, MODE_VARIABLE),
         cap,
-        int(descriptors),
+        descriptors or DEFAULT_BATCH_DESCRIPTORS,
         parse_policy(policy, POLICY_VARIABLE),
+        _positive_from(environment, THREADS_VARIABLE),
     )
+
+
+def _positive_from(environment: Mapping[str, str], variable: str) -> int | None:
+    """Read a number; None if the variable is not set."""
+    text = environment.get(variable)
+    if not text:
+        return None
+    if not text.isdecimal() or len(text) > 18 or int(text) == 0:
+        raise BadArgumentError(f"{variable}={text!r} is no positive number")
+    return int(text)
 
 
 def _parse_cap(value: DriverVersionLike) -> DriverVersion:
@@ -235,6 +251,7 @@ def override(
     driver_version: DriverVersionLike | None = None,
     batch_descriptors: int | None = None,
     policy: Policy | str | None = None,
+    threads: int | None = None,
 ) -> Iterator[Settings]:
     """Force a mode, or pretend an older driver, for the calls inside.
 
@@ -252,6 +269,9 @@ def override(
         The most copies to give to one call of ``cuMemcpyBatchAsync``; 128 if nothing is said.
     policy : Policy or str, optional
         What the choice is to be good for: ``"throughput"``, ``"overlap"`` or ``"latency"``.
+    threads : int, optional
+        How many threads of the host move rows of pageable memory, the calling one among them. If
+        nothing is said, as many as there are processors for this process, and 16 at most.
 
     Yields
     ------
@@ -274,11 +294,14 @@ def override(
     outer = current_settings()
     if batch_descriptors is not None:
         check_positive(batch_descriptors, "batch_descriptors")
+    if threads is not None:
+        check_positive(threads, "threads")
     settings = Settings(
         outer.mode if mode is None else parse_mode(mode),
         outer.driver_version if driver_version is None else _parse_cap(driver_version),
         outer.batch_descriptors if batch_descriptors is None else batch_descriptors,
         outer.policy if policy is None else parse_policy(policy),
+        outer.threads if threads is None else threads,
     )
     token = _override.set(settings)
     try:

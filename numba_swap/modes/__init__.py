@@ -1,5 +1,7 @@
 """The ways to move the bytes: a module for each `Mode`, of its name, none of which knows another.
 
+(But for `staged`, whose pieces cross the link by the kernel or the loop.)
+
 A new mode is a module here, a member of `Mode`, and a row of the calibration's grid. It has
 these functions:
 

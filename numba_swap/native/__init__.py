@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         prepared,
         prepared_boxes,
         rows,
+        staging,
     )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "prepared",
     "prepared_boxes",
     "rows",
+    "staging",
 ]
 
 

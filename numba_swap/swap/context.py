@@ -96,7 +96,8 @@ class launching:  # noqa: N801 -- it is used as a function
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        return LaunchContext(stream, context, Conditions(capabilities, capturing, policy, limit))
+        conditions = Conditions(capabilities, capturing, policy, limit, threads=settings.threads)
+        return LaunchContext(stream, context, conditions)
 
     def __exit__(
         self,

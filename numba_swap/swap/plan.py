@@ -17,7 +17,7 @@ from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.swap.context import RunOptions, launching
 from numba_swap.swap.execute import execute
 from numba_swap.swap.prepared.runs import PreparedRun, prepared_from
-from numba_swap.swap.select import Selection, choose, decision_key, estimate_modes
+from numba_swap.swap.select import Selection, advise, choose, decision_key, estimate_modes
 from numba_swap.swap.transfer import Transfer
 
 _log = logging.getLogger("numba_swap")
@@ -64,7 +64,7 @@ class Plan:
         stream : Numba stream, object with ``__cuda_stream__``, int or None
             Where the copies are enqueued, after the work already there and before what follows.
             None is Numba's default stream.
-        mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
+        mode : {"auto", "batch", "loop", "kernel", "staged"} or Mode, optional
             How to copy, as for `numba_swap.swap_blocks`.
         policy : {"throughput", "overlap", "latency"} or Policy, optional
             What the choice is to be good for (see `Policy`); by default what `override` or
@@ -202,4 +202,7 @@ class CopyPlan(Plan):
         decision = self.select(launch, mode).decision
         if len(self.copies) == 0:
             return decision
-        return decision._replace(estimates=estimate_modes(self.copies, launch))
+        return decision._replace(
+            estimates=estimate_modes(self.copies, launch),
+            advice=advise(self.copies, launch, decision),
+        )

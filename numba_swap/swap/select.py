@@ -11,13 +11,13 @@ from typing import NamedTuple, cast
 from numba_swap.copies.copies import Copies
 from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.calibration import find_costs
-from numba_swap.dispatch.choice import Choice, decide, estimate
+from numba_swap.dispatch.choice import Choice, advise_pinning, decide, estimate
 from numba_swap.dispatch.conditions import Conditions, LaunchContext
-from numba_swap.dispatch.cost_model import CostModel, workload_of
+from numba_swap.dispatch.cost_model import CostModel, pinned_route, workload_of
 from numba_swap.dispatch.decision import Decision, Estimate, join_decisions
 from numba_swap.dispatch.partition import by_direction, by_share, by_size
 from numba_swap.dispatch.settings import Mode, Settings, current_settings, parse_mode
-from numba_swap.modes import why_no_room, why_not_here
+from numba_swap.modes import MODES, why_no_room, why_not_here
 from numba_swap.swap.steps import Step
 
 
@@ -80,6 +80,21 @@ def estimate_modes(copies: Copies, launch: LaunchContext) -> tuple[Estimate, ...
         find_costs(launch.device),
         launch.conditions,
         lambda mode: why_not_here(mode, copies, launch),
+    )
+
+
+def advise(copies: Copies, launch: LaunchContext, decision: Decision) -> str:
+    """Say what would make copies faster; nothing if nothing is known that would."""
+    workload = workload_of(copies)
+    if pinned_route(workload.route) is None:
+        return ""
+    ends, conditions = copies.ends.if_pinned(), launch.conditions
+    return advise_pinning(
+        workload,
+        find_costs(launch.device),
+        conditions,
+        decision,
+        lambda mode: MODES[mode].why_not(ends, conditions),
     )
 
 

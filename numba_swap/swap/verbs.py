@@ -107,7 +107,7 @@ def swap_blocks(
         Where the copies are enqueued, after the work already there and before what follows: a
         stream of Numba, PyTorch, CuPy or PyCUDA, any object with ``__cuda_stream__``, or a handle.
         None is Numba's default stream.
-    mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
+    mode : {"auto", "batch", "loop", "kernel", "staged"} or Mode, optional
         How to copy; ``"auto"`` chooses by the driver, the memory and the sizes, whatever
         `override` or the environment force. By default what these force, else ``"auto"``.
     policy : {"throughput", "overlap", "latency"} or Policy, optional
@@ -125,6 +125,13 @@ def swap_blocks(
     ------
     NumbaSwapError
         As for `plan_blocks` and `CopyPlan.run`.
+
+    Notes
+    -----
+    Plain NumPy memory, which is pageable, is moved by the host itself where that is the fastest
+    (mode ``"staged"``). Such a call returns later. From the host: it waits for what is in the
+    stream already, and returns when all of the source has been read, which may be changed then.
+    To the host: it returns when all of the destination has been written.
     """
     devices = current_devices()
     known = plan_cache.find(devices, src, dst, block_axis)

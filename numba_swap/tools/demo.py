@@ -141,7 +141,7 @@ def _real_rows(size: int) -> Iterator[DemoRow]:
 def _rows_of(gpu: Any, tiles: Field, driver: str, all_modes: bool) -> Iterator[DemoRow]:
     yield _swap_out_and_in(gpu, tiles, driver)
     for mode in Mode if all_modes else ():
-        # A mode that this driver does not have, or is not allowed to have, is left out.
+        # A mode that this driver does not have, or this memory, is left out.
         with contextlib.suppress(ModeUnavailableError):
             yield _swap_out_and_in(gpu, tiles, driver, mode)
 

@@ -12,7 +12,7 @@ from numba_swap.copies.ends import Direction, Ends
 from numba_swap.device.devices import devices_of
 from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.dispatch.calibration import find_costs
-from numba_swap.dispatch.choice import decide, estimate
+from numba_swap.dispatch.choice import advise_pinning, decide, estimate
 from numba_swap.dispatch.conditions import Conditions, driver_capabilities
 from numba_swap.dispatch.cost_model import Workload, class_of, route_of
 from numba_swap.dispatch.decision import Decision
@@ -69,7 +69,7 @@ def explain_copy(
         What the host side is. Managed memory counts as device memory. Ignored for "d2d".
     capturing : bool
         Whether the stream is being captured into a CUDA graph.
-    mode : {"auto", "batch", "loop", "kernel"} or Mode, optional
+    mode : {"auto", "batch", "loop", "kernel", "staged"} or Mode, optional
         Force this mode; ``"auto"`` chooses, whatever `override` or the environment force. By
         default what these force, else ``"auto"``.
     policy : {"throughput", "overlap", "latency"} or Policy, optional
@@ -122,6 +122,7 @@ def explain_copy(
         capturing,
         policy,
         block_limit(costs.tuning, policy, ends.direction, max_blocks),
+        threads=settings.threads,
     )
     workload = _workload(route_of(ends), lengths, count)
 
@@ -129,7 +130,17 @@ def explain_copy(
         return MODES[candidate].why_not(ends, conditions)
 
     decision = decide(workload, ends.direction, costs, conditions, mode, why_not).decision
-    return decision._replace(estimates=estimate(workload, costs, conditions, why_not))
+    pinned = ends.if_pinned()
+    return decision._replace(
+        estimates=estimate(workload, costs, conditions, why_not),
+        advice=advise_pinning(
+            workload,
+            costs,
+            conditions,
+            decision,
+            lambda candidate: MODES[candidate].why_not(pinned, conditions),
+        ),
+    )
 
 
 def _workload(route: str, lengths: Sequence[int], count: int) -> Workload:

@@ -4,10 +4,11 @@ import pytest
 
 from numba_swap.device.tuning import DEFAULT_TUNING, SIMULATED_TUNING, Tuning, why_not_figure
 
-BYTES = [name for name in Tuning._fields if name.endswith("bytes") and name != "chunk_bytes"]
+WORDS = ["chunk_bytes", "ring_piece_bytes", "ring_smallest_bytes"]
+BYTES = [name for name in Tuning._fields if name.endswith("bytes") and name not in WORDS]
 WARPS = ["link_threads", "device_threads", "exchange_threads"]
 FACTORS = [name for name, value in DEFAULT_TUNING._asdict().items() if isinstance(value, float)]
-COUNTS = [name for name in Tuning._fields if name not in {*BYTES, *WARPS, *FACTORS, "chunk_bytes"}]
+COUNTS = [name for name in Tuning._fields if name not in {*BYTES, *WARPS, *FACTORS, *WORDS}]
 
 
 @pytest.mark.parametrize(("copies", "nbytes"), [(100, (1 << 20) - 1), (3, 1 << 30), (7, 1 << 30)])
@@ -48,7 +49,7 @@ def test_factors(name):
     ("names", "step", "most"),
     [
         (BYTES, 1, 1 << 40),
-        (["chunk_bytes"], 16, 1 << 40),
+        (WORDS, 16, 1 << 40),
         (WARPS, 32, 1024),
         (COUNTS, 1, 2**31 - 1),
     ],

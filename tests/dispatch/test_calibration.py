@@ -61,8 +61,7 @@ def made_cost(start):
 
 def modes_on(route):
     """The modes that are measured on a route, the one that uses least of the machine first."""
-    kernel = () if "pageable" in route else (Mode.KERNEL,)
-    return (Mode.LOOP, Mode.BATCH, *kernel)
+    return (Mode.LOOP, Mode.BATCH, Mode.STAGED if "pageable" in route else Mode.KERNEL)
 
 
 def made_costs():
@@ -647,21 +646,13 @@ def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder,
     assert "Stored in" not in output
     lines = output.splitlines()
     measured = {
-        tuple(re.match(r"(.+? (?:batch|loop|kernel)) ", line)[1].split())
+        tuple(re.match(r"(.+? (?:batch|loop|kernel|staged)) ", line)[1].split())
         for line in lines
         if line.startswith(("h2d", "d2"))
     }
-    modes = ("batch", "loop", "kernel")
-    assert measured == {
-        *(
-            (*route.split(), mode)
-            for route in ROUTES
-            for mode in modes
-            if not ("pageable" in route and mode == "kernel")
-        )
-    }
+    assert measured == {(*route.split(), mode) for route in ROUTES for mode in modes_on(route)}
     # 5 routes of 2 lengths and 2 counts; no kernel where memory is pageable. 6 of boxes.
-    assert len(found.cells) == 4 * (3 * 3 + 2 * 2) + 4 * 6 * 3
+    assert len(found.cells) == 4 * (3 * 3 + 2 * 3) + 4 * 6 * 3
     assert [progress.done for progress in seen] == list(range(20 + 24))
     assert {progress.total for progress in seen} == {44}
 
@@ -691,8 +682,10 @@ def test_what_is_measured_is_stored_and_used_from_now_on(in_use, folder, small, 
     later = Driver(RealLooking())
     later.current_context()
     assert find_costs(device_of(later)).routes == found.costs.routes
-    assert find_costs(device_of(later)).tuning == found.costs.tuning == before.tuning
-    assert device_of(later).tuning == before.tuning != DEFAULT_TUNING
+    threads = before.tuning.threads(None)  # as many as it was measured with
+    figures = before.tuning._replace(host_threads=threads)
+    assert find_costs(device_of(later)).tuning == found.costs.tuning == figures
+    assert device_of(later).tuning == figures != DEFAULT_TUNING
     document = load_document(found.path)
     assert len(document["measured"]) == len(found.cells) > 0
     ns.calibrate()  # over the file of the first
@@ -725,7 +718,8 @@ def test_without_storing_only_this_process_chooses_by_it(driver, folder, monkeyp
         mode: pytest.approx(us, rel=1e-3)
         for mode, us in zip(modes_on("h2d"), (10.0, 20.0, 30.0), strict=True)
     }
-    assert found.costs.tuning == DEFAULT_TUNING
+    threads = DEFAULT_TUNING.threads(None)
+    assert found.costs.tuning == DEFAULT_TUNING._replace(host_threads=threads)
     # What was not measured at all is taken from the reference.
     assert found.costs.routes["d2h pageable"] == reference_costs().routes["d2h pageable"]
 

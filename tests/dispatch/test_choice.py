@@ -103,7 +103,7 @@ def test_where_nothing_can_run_all_reasons_are_given():
     with pytest.raises(ns.ModeUnavailableError) as error:
         choose(why_not=only())
     assert error.value.mode == "auto"
-    for mode in Mode:
+    for mode in (Mode.LOOP, Mode.BATCH, Mode.KERNEL):
         assert f"{mode}: no {mode} here" in error.value.reason
 
 

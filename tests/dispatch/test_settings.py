@@ -90,6 +90,8 @@ def test_environment_is_read():
         ("NUMBA_SWAP_BATCH_DESCRIPTORS", "-1"),
         ("NUMBA_SWAP_BATCH_DESCRIPTORS", "many"),
         ("NUMBA_SWAP_BATCH_DESCRIPTORS", "9" * 5000),
+        ("NUMBA_SWAP_THREADS", "0"),
+        ("NUMBA_SWAP_THREADS", "all"),
     ],
 )
 def test_unreadable_environment_names_the_variable(variable, value):
@@ -145,11 +147,18 @@ def test_versions_at_the_edges():
 
 def test_all_variables_are_read():
     settings = settings_from_environment(
-        {"NUMBA_SWAP_POLICY": " Latency ", "NUMBA_SWAP_BATCH_DESCRIPTORS": "1"}
+        {
+            "NUMBA_SWAP_POLICY": " Latency ",
+            "NUMBA_SWAP_BATCH_DESCRIPTORS": "1",
+            "NUMBA_SWAP_THREADS": "5",
+        }
     )
-    assert settings == Settings(batch_descriptors=1, policy=ns.Policy.LATENCY)
+    assert settings == Settings(batch_descriptors=1, policy=ns.Policy.LATENCY, threads=5)
     assert settings_from_environment({}).batch_descriptors == 128
-    empty = {"NUMBA_SWAP_POLICY": "", "NUMBA_SWAP_BATCH_DESCRIPTORS": ""}
+    assert settings_from_environment({}).threads is None
+    empty = dict.fromkeys(
+        ("NUMBA_SWAP_POLICY", "NUMBA_SWAP_BATCH_DESCRIPTORS", "NUMBA_SWAP_THREADS"), ""
+    )
     assert settings_from_environment(empty) == Settings()
 
 
@@ -181,6 +190,13 @@ def test_override_of_everything_else():
     with (
         pytest.raises(ns.BadArgumentError, match=r"^batch_descriptors=0 is no positive"),
         ns.override(batch_descriptors=0),
+    ):
+        pass
+    with ns.override(threads=3), ns.override(mode="loop") as inner:
+        assert inner.threads == 3
+    with (
+        pytest.raises(ns.BadArgumentError, match=r"^threads=1.5 is no positive"),
+        ns.override(threads=1.5),
     ):
         pass
 

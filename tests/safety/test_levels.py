@@ -157,20 +157,22 @@ def restore_thread(gpu):
 
 @pytest.mark.parametrize("again", [False, True], ids=["other-arrays", "same-arrays"])
 @pytest.mark.parametrize(
-    ("mode", "pageable", "stream", "end"),
+    ("verb", "mode", "pageable", "stream", "end"),
     [
-        ("loop", False, "own", "wait"),
-        ("batch", True, None, "drop"),
-        ("batch", False, abi.STREAM_PER_THREAD, "poll"),
-        ("kernel", False, None, "wait"),
+        *((verb, "loop", False, "own", "wait") for verb in VERBS),
+        *((verb, "batch", True, None, "drop") for verb in VERBS),
+        *((verb, "batch", False, abi.STREAM_PER_THREAD, "poll") for verb in VERBS),
+        *((verb, "kernel", False, None, "wait") for verb in VERBS),
+        *((verb, "staged", True, "own", "drop") for verb in ("swap", "swap_produced", "plan")),
+        ("swap_produced", "staged", True, None, "wait"),
     ],
 )
-@pytest.mark.parametrize("verb", VERBS)
 def test_all_comes_back_to_the_level_before(verb, mode, pageable, stream, end, again, tune):
     # (Simulated device memory may lie in the very range of ordinary memory that a pointer is in.)
     pageable = pageable and not verb.startswith("pointers")
     with simulated() as gpu:
         tune(fewest_bytes_of_a_direction=1, fewest_bytes_for_streams=1, fewest_copies_a_stream=2)
+        tune(ring_piece_bytes=128, ring_smallest_bytes=64, ring_pieces=2)  # four pieces
         how = {"stream": gpu.stream() if stream == "own" else stream, "mode": mode}
         library, faults, kept = gpu.library, gpu.library.faults, Arrays(gpu, pageable=pageable)
 

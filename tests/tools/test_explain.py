@@ -226,8 +226,9 @@ def test_explain(capsys, arguments, first, obstacles):
     assert (status, error) == (0, "")
     lines = out.splitlines()
     assert "for 256 copies, 268435456 bytes, host to device, simulated driver " in lines[0]
-    rows = {line.split()[0]: line for line in lines[3:6]}
-    assert set(rows) == {"batch", "loop", "kernel"}
+    staged = {"staged"} if "pageable" in arguments else set()
+    rows = {line.split()[0]: line for line in lines[3 : 6 + len(staged)]}
+    assert set(rows) == {"batch", "loop", "kernel"} | staged
     chosen = [mode for mode, line in rows.items() if "  yes" in line]
     assert chosen == [lines[0].split()[0]]
     if first is not None:

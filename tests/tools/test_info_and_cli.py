@@ -163,6 +163,7 @@ def test_report_says_nothing_in_markup(capsys):
     info = ns.driver_info()
     name = "GPU [bold]" + 50 * "long "
     device = {"ordinal": 0, "name": name, "compute_capability": "9.0", "multiprocessors": 1}
+    device["pageable_access"] = False
     print_report({**info, "devices": [device]})
     assert f"device 0  {name}" in capsys.readouterr().out
 

@@ -132,6 +132,9 @@ class Functions:
 
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> None:
         self._check_device(device)
+        if attribute == abi.DEVICE_PAGEABLE_MEMORY_ACCESS:
+            value[0] = int(self.memory.pageable_access)
+            return
         if attribute not in _DEVICE_ATTRIBUTES:
             raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
         value[0] = _DEVICE_ATTRIBUTES[attribute]

@@ -191,7 +191,10 @@ class SimulatedGPU:
 
 @contextlib.contextmanager
 def simulate(
-    driver_version: DriverVersionLike = (13, 0), *, pinned_limit: int | None = None
+    driver_version: DriverVersionLike = (13, 0),
+    *,
+    pinned_limit: int | None = None,
+    pageable_access: bool = False,
 ) -> Iterator[SimulatedGPU]:
     """Let numba_swap run on a simulated driver, without a GPU.
 
@@ -202,6 +205,8 @@ def simulate(
     pinned_limit : int, optional
         How many bytes of host memory can be pinned, allocated and registered ones together; also
         ``gpu.library.memory.pinned_limit``, which may be changed meanwhile.
+    pageable_access : bool, optional
+        Whether the GPU reaches pageable memory in place, as on HMM and ATS machines.
 
     Yields
     ------
@@ -237,6 +242,7 @@ def simulate(
     gpu = SimulatedGPU(Driver(SimulatedLibrary(DriverVersion.parse(driver_version))))
     library = gpu.library
     library.memory.pinned_limit = pinned_limit
+    library.memory.pageable_access = pageable_access
     enter_driver(gpu.driver)
     try:
         with interrupts_kept():

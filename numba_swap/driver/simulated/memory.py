@@ -69,10 +69,13 @@ class Memory:
     ----------
     pinned_limit : int or None
         How many bytes may be pinned, allocated and registered ones together.
+    pageable_access : bool
+        Whether kernels reach memory that is not known here, as on HMM and ATS machines.
     """
 
     def __init__(self) -> None:
         self.pinned_limit: int | None = None
+        self.pageable_access = False
         self._starts: list[int] = []
         self._allocations: list[Allocation] = []
         self._quarantine: deque[Allocation] = deque()
@@ -212,7 +215,9 @@ class Memory:
         try:
             found = self.find_span(address, nbytes)
         except SimulatedFailure:
-            found = ()
+            raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS) from None
+        if not found and self.pageable_access:
+            return
         if not found or found[0].device_offset:
             raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS)
 

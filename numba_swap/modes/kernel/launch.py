@@ -156,6 +156,8 @@ def _unreachable(allocation: Allocation, capabilities: Capabilities) -> str | No
     start, _, kind, owner, offset = allocation
     device = capabilities.device
     if kind is MemoryKind.PAGEABLE:
+        if capabilities.pageable_access:
+            return None
         return (
             f"the GPU cannot reach pageable memory at {start:#x} (pin it, with cuda.pinned_array "
             "for example)"

@@ -129,7 +129,10 @@ def calibrate(
     for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
         route, needed = route_key(direction), timer.full_blocks(direction)
         blocks |= dict.fromkeys((name for name in ROUTES if name.split()[0] == route), needed)
-    costs = fit_costs(cells, blocks, f"{key.device}, {key.driver}, measured now", before.tuning)
+    tuning = before.tuning
+    # Costs of what is staged hold for the threads that they were measured with.
+    tuning = tuning._replace(host_threads=tuning.threads(current_settings().threads))
+    costs = fit_costs(cells, blocks, f"{key.device}, {key.driver}, measured now", tuning)
     shared: dict[tuple[str, int], SharedCost] = {}
     for done, swap in enumerate(both, len(swaps)):
         if progress is not None:

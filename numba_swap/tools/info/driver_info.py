@@ -81,7 +81,8 @@ def driver_info(*, try_kernel: bool = False) -> dict[str, Any]:
         ``reason``, why not.
         ``kernel`` : ``usable``, whether the kernel can be used on the first GPU (None if this
         process has not tried to load it), and ``reason``, why not.
-        ``devices`` : name, compute capability and multiprocessors of each.
+        ``devices`` : name, compute capability and multiprocessors of each, and whether it reaches
+        pageable memory in place (``pageable_access``).
         ``mode``, ``reason`` : what would be chosen for many blocks of 1 MiB from pinned to device
         memory, and why. None where there is no driver.
         ``typical`` : the same for swaps of several sizes, a dict of ``swap``, ``mode`` and
@@ -243,6 +244,7 @@ def _describe_device(driver: Driver, device: int) -> dict[str, Any]:
         "name": driver.device_name(device),
         "compute_capability": ".".join(map(str, capability)),
         "multiprocessors": driver.device_attribute(abi.DEVICE_MULTIPROCESSOR_COUNT, device),
+        "pageable_access": bool(driver.device_attribute(abi.DEVICE_PAGEABLE_MEMORY_ACCESS, device)),
     }
 
 

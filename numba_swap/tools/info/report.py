@@ -107,7 +107,8 @@ def _driver_facts(info: Mapping[str, Any]) -> Iterator[tuple[str, str | None, st
             f"device {device['ordinal']}",
             device["name"],
             f"compute capability {device['compute_capability']}, "
-            f"{device['multiprocessors']} multiprocessors",
+            f"{device['multiprocessors']} multiprocessors"
+            + (", reaches pageable memory in place" if device["pageable_access"] else ""),
         )
 
 

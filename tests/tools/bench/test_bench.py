@@ -73,7 +73,9 @@ def test_few_rounds_are_enough_when_time_is_over():
 
 def test_the_suite_runs_where_it_measures_nothing():
     """Sections that need no GPU, over little memory; the loop, for simulated kernels are slow."""
-    sections = ("throughput", "planning", "duplex", "numba-loop", "choosing", "exchange")
+    sections = (
+        *("throughput", "planning", "duplex", "numba-loop", "choosing", "exchange", "pageable"),
+    )
     lines = []
     with open_gpu("13.0") as gpu, ns.override(mode="loop"):
         run = SpeedRun(gpu, 1, lines.append, unit_bytes=1 << 20)

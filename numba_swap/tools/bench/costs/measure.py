@@ -132,8 +132,8 @@ FULL = CostGrid(
     (512, 2 * KIB, 4 * KIB, 12 * KIB, 24 * KIB, 32 * KIB, 96 * KIB, 128 * KIB, 256 * KIB, MIB),
     (1, 4, 16, 64, 256, 1024, 4096),
     256 * MIB,
-    # Pageable copies are staged by the driver at some 10 GB/s: fewer bytes tell as much.
-    16 * MIB,
+    # Pageable copies take longer, so fewer bytes tell as much; but they should not fit in a cache.
+    64 * MIB,
     # Rows of every class, and boxes of few and of many rows.
     (
         *((8, 8, 8), (32, 32, 32), (16, 32, 64), (64, 64, 64), (66, 66, 66), (16, 32, 160)),

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from numba_swap.copies.ends import Direction
-from numba_swap.dispatch.settings import Mode
 from numba_swap.swap.boxes import copy, plan_boxes, plan_copy
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.tools.bench.memory import ITEM_BYTES, BenchMemory, Box, FieldView
+from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import Samples, measure, measure_in_turn
 from numba_swap.tools.units import GIB, MIB
@@ -80,7 +80,7 @@ def _grid(
                     continue
                 arms = {
                     name: _runner(run, memory.plan_boxes(direction, shape, count, None), name)
-                    for name in ("auto", *map(str, Mode))
+                    for name in ("auto", *map(str, DIRECT_MODES))
                 }
                 samples = measure_in_turn(
                     {name: action for name, (action, _) in arms.items()},
@@ -124,7 +124,8 @@ def _fastest(cell: dict[str, Any], name: str) -> float:
 
 def _add_choice(run: SpeedRun, cells: list[dict[str, Any]]) -> None:
     regrets = [
-        _fastest(cell, "auto") / min(_fastest(cell, str(mode)) for mode in Mode) for cell in cells
+        _fastest(cell, "auto") / min(_fastest(cell, str(mode)) for mode in DIRECT_MODES)
+        for cell in cells
     ]
     for kind, value, target in (
         ("geometric mean", statistics.geometric_mean(regrets), CHOICE_TARGETS[0]),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from numba_swap.dispatch.schema import name_of, one_line, read_json
-from numba_swap.dispatch.settings import Mode
 from numba_swap.errors import BadArgumentError
+from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.checks import check_writable
 from numba_swap.tools.streams import run_command
 
@@ -48,7 +48,7 @@ def draw_speed(result: dict[str, Any]) -> Any:
         plotted = [
             row["details"] | {"value": row["value"]} for row in rows if "plot" in row["details"]
         ]
-        for mode in dict.fromkeys((*_STYLES, *Mode)):
+        for mode in dict.fromkeys((*_STYLES, *DIRECT_MODES)):
             style = _STYLES.get(mode, {})
             points = sorted((row["block"], row["value"]) for row in plotted if row["mode"] == mode)
             panel.plot(

@@ -20,6 +20,7 @@ from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.calibrate import calibrate
 from numba_swap.tools.bench.gpu import address_of
+from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import Samples, measure_in_turn
 from numba_swap.tools.units import KIB, MIB
@@ -190,7 +191,7 @@ def _time(
         if name in costs_of:
             use_costs(device, costs_of[name])
 
-    names = (*map(str, Mode), *costs_of)
+    names = (*map(str, DIRECT_MODES), *costs_of)
     fewest, most = _ROUNDS
     samples = measure_in_turn(
         {name: action("auto" if name in costs_of else name) for name in names},

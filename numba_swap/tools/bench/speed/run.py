@@ -14,7 +14,7 @@ from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.gpu import BenchGPU
 from numba_swap.tools.bench.machine import describe_machine
-from numba_swap.tools.bench.memory import BenchMemory
+from numba_swap.tools.bench.memory import BenchMemory, Mapping
 from numba_swap.tools.bench.speed.rows import Row
 from numba_swap.tools.bench.timing import Samples, measure
 from numba_swap.tools.units import GIB, format_bytes
@@ -118,9 +118,7 @@ class SpeedRun:
         mapping = self.memory.mapping(source, destination, count)
         plan = plan_blocks(source, destination, mapping)
         plan.run(self.stream).wait()
-        for i, j in mapping[:: max(1, count // 8)]:
-            if not np.array_equal(_host(source[int(i)]), _host(destination[int(j)])):
-                raise AssertionError(f"{direction}, {size} bytes: block {i} arrived wrong in {j}")
+        check_blocks(source, destination, mapping)
         return plan
 
     def as_json(self) -> dict[str, Any]:
@@ -130,6 +128,13 @@ class SpeedRun:
             "machine": describe_machine(),
             "rows": [{**asdict(row), "met": row.met} for row in self.rows],
         }
+
+
+def check_blocks(source: Any, destination: Any, mapping: Mapping) -> None:
+    """Look at every byte of a sample of blocks."""
+    for i, j in mapping[:: max(1, len(mapping) // 8)]:
+        if not np.array_equal(_host(source[int(i)]), _host(destination[int(j)])):
+            raise AssertionError(f"blocks of {source.shape[1]} bytes: {i} arrived wrong in {j}")
 
 
 def _host(array: Any) -> np.ndarray[Any, Any]:

@@ -21,6 +21,7 @@ from numba_swap.tools.bench.speed.boxes import measure_boxes
 from numba_swap.tools.bench.speed.exchange import measure_duplex, measure_exchange
 from numba_swap.tools.bench.speed.latency import measure_capture, measure_latency, measure_planning
 from numba_swap.tools.bench.speed.overlap import measure_overlap
+from numba_swap.tools.bench.speed.pageable import measure_pageable
 from numba_swap.tools.bench.speed.regret import measure_choosing, measure_regret
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.speed.throughput import (
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Callable[[SpeedRun], None]] = {
     "capture": measure_capture,
     "overlap": measure_overlap,
     "boxes": measure_boxes,
+    "pageable": measure_pageable,
 }
 
 

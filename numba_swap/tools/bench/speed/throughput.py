@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from numba_swap.copies.ends import Direction
-from numba_swap.dispatch.settings import Mode
 from numba_swap.swap.verbs import swap_blocks
+from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import measure
 from numba_swap.tools.units import KIB, MIB, format_bytes
@@ -86,7 +86,7 @@ def measure_modes(run: SpeedRun) -> None:
         for size in PLOTTED_SIZES:
             count = min(8192, run.unit_bytes // 4 // size)
             plan = run.plan(direction, size, count)
-            for mode in ("auto", *Mode):
+            for mode in ("auto", *DIRECT_MODES):
                 samples = measure(
                     lambda p=plan, m=mode: p.run(stream, m).wait(),  # type: ignore[misc]
                     repeats=5,

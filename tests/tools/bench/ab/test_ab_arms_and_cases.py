@@ -55,7 +55,10 @@ def test_an_arm_is_written_in_one_way():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("warp", "'warp' is no arm: choose of auto, kernel, batch, loop, contiguous, numba-loop"),
+        (
+            "warp",
+            "'warp' is no arm: choose of auto, kernel, batch, loop, staged, contiguous",
+        ),
         ("", "'' is no arm"),
         ("loop:max_blocks=8", "loop has no option 'max_blocks'; it has driver_version, fresh"),
         ("contiguous:fresh", "contiguous has no option 'fresh'$"),

@@ -46,6 +46,7 @@ OPTIONS = {
     "policy": Option("run", parse_policy, ("auto",)),
     "driver_version": Option("override", DriverVersion.parse),
     "batch_descriptors": Option("override", parse_count, ("auto", "batch")),
+    "threads": Option("override", parse_count, ("auto", "staged")),
     # Time the whole of `swap_blocks` instead of a plan's `run`.
     "fresh": Option("timing", None),
     # An artificial slowdown: before each run the host spins for this fraction of the arm's own
