@@ -98,9 +98,11 @@ class LayerPair(NamedTuple):
         In the order of the rows, as exchanges are, a few runs are left as they are: only runs go
         out and in pair by pair.
         """
-        arrays = self.src.allocations, self.dst.allocations
-        return len(self.layout.src_offsets) > (_MOST_RUNS if in_order else 1) and all(
-            len(allocations) == 1 and known_as_a_whole(allocations) for allocations in arrays
+        if len(self.layout.src_offsets) <= (_MOST_RUNS if in_order else 1):
+            return False  # without asking what memory it is
+        return all(
+            len(array.allocations) == 1 and known_as_a_whole(array.allocations)
+            for array in (self.src, self.dst)
         )
 
     def copies_a_block(self, *, in_order: bool) -> int:

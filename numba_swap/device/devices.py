@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from numba_swap.device.context import Context
 from numba_swap.device.device import Device
@@ -21,10 +22,13 @@ class Devices:
         The driver.
     host_buffers : HostBuffers
         Pinned memory for descriptors.
+    views : dict
+        What the floors above know of copies between views, to find it again.
     """
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
+        self.views: dict[Any, Any] = {}
         self.host_buffers = HostBuffers(self._allocate_pinned)
         self._devices: dict[int, Device] = {}
         self._contexts: dict[int, Context] = {}

@@ -11,17 +11,15 @@ from typing import NamedTuple
 from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.conditions import Conditions
 from numba_swap.dispatch.cost_model import (
-    PLAIN_ROUTES,
     CostModel,
     Workload,
     pinned_route,
-    share_out,
     share_workload,
     split_workload,
 )
 from numba_swap.dispatch.decision import Decision, Estimate, format_us, join_decisions
-from numba_swap.dispatch.ranking import choose, rank, split_by_size
-from numba_swap.dispatch.settings import Mode, Policy, mode_in_force
+from numba_swap.dispatch.ranking import choose, may_split, rank, split_by_share, split_by_size
+from numba_swap.dispatch.settings import Mode, mode_in_force
 
 WhyNot = Callable[[Mode], str | None]
 
@@ -92,16 +90,10 @@ def decide(
         capabilities.simulated,
         costs.source_of(workload.route),
     )
-    if (
-        forced is None
-        and direction in (Direction.H2D, Direction.D2H)
-        and conditions.may_use_private_streams
-        and not conditions.duplex
-        and conditions.policy is Policy.THROUGHPUT
-    ):
-        if len(workload.terms) == 1:
+    if forced is None and direction in (Direction.H2D, Direction.D2H) and may_split(conditions):
+        if workload.alike:
             return _by_share(workload, costs, conditions, whole, why_not)
-        if workload.route in PLAIN_ROUTES:
+        if len(workload.terms) > 1 and workload.route in ("h2d", "d2h"):
             return _by_size(workload, costs, conditions, whole, why_not)
     return Choice(whole)
 
@@ -131,15 +123,11 @@ def _by_share(
     why_not: WhyNot,
 ) -> Choice:
     """Let the kernel and the copy engines share equally long copies, if that pays."""
-    shared = costs.predict_shared(workload)
-    if shared is None or conditions.max_blocks is not None:
-        return Choice(whole)
-    share, predicted_us = shared
     single_us = whole.predicted_us
-    if single_us is None or predicted_us >= costs.tuning.split_gain * single_us:
+    split = None if single_us is None else split_by_share(costs, workload, conditions, single_us)
+    if split is None or any(map(why_not, _ENGINES)):
         return Choice(whole)
-    if 0 in share_out(workload.copies, share) or any(map(why_not, _ENGINES)):
-        return Choice(whole)
+    share, predicted_us = split
     words = f"{share:.0%} of the copies in the batch and the others in the kernel"
     parts = share_workload(workload, share)
     decision = _at_once(whole, parts, costs, conditions, words, predicted_us)

@@ -97,6 +97,8 @@ class Workload(NamedTuple):
         All addresses and lengths or-ed.
     calls : int
         Of boxes, whose terms count rows, how many copies of the driver they take; else 0.
+    alike : bool
+        Whether all copies are equally long, and all boxes of one form.
     """
 
     route: str
@@ -105,6 +107,7 @@ class Workload(NamedTuple):
     nbytes: int
     alignment_bits: int = 0
     calls: int = 0
+    alike: bool = False
 
 
 def class_of(nbytes: int) -> int:
@@ -118,7 +121,8 @@ def class_of(nbytes: int) -> int:
 def uniform_workload(route: str, copies: int, size: int, alignment_bits: int = 0) -> Workload:
     """Return the workload of equally long copies."""
     nbytes = copies * size
-    return Workload(route, ((class_of(size), copies, nbytes),), copies, nbytes, alignment_bits)
+    term = class_of(size), copies, nbytes
+    return Workload(route, (term,), copies, nbytes, alignment_bits, alike=True)
 
 
 def workload_of_sizes(route: str, sizes: Addresses, alignment_bits: int = 0) -> Workload:
@@ -169,6 +173,7 @@ def _workload_of_boxes(copies: Copies, boxes: Boxes) -> Workload:
         copies.nbytes,
         bits,
         calls,
+        len(boxes.forms) == 1,
     )
 
 
@@ -371,9 +376,12 @@ class CostModel(NamedTuple):
     def predict_shared(self, workload: Workload) -> tuple[float, float] | None:
         """Return the share of the batch, and the predicted microseconds of both engines at once.
 
-        None for copies of several lengths, and where that was not measured, or did not pay.
+        None for copies of several lengths, or at addresses that a kernel is slower with, and where
+        that was not measured, or did not pay.
         """
-        if len(workload.terms) != 1:
+        if not workload.alike or len(workload.terms) != 1:
+            return None
+        if workload.alignment_bits & 15 and not workload.calls:
             return None
         ((number, _, nbytes),) = workload.terms
         cost = self.shared.get((workload.route, number))

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from numba_swap.copies.ends import Direction
 from numba_swap.device.tuning import Tuning
 from numba_swap.dispatch.conditions import Conditions
-from numba_swap.dispatch.cost_model import CLASSES, CostModel, Workload, split_workload
+from numba_swap.dispatch.cost_model import CLASSES, CostModel, Workload, share_out, split_workload
 from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.errors import ModeUnavailableError
 
@@ -96,6 +96,44 @@ def split_by_size(
         if predicted < costs.tuning.split_gain * single and (best is None or predicted < best[1]):
             best = edge, predicted
     return best
+
+
+def split_by_share(
+    costs: CostModel, workload: Workload, conditions: Conditions, single_us: float
+) -> tuple[float, float] | None:
+    """Return what share of equally long copies to give to the copy engines, if that pays.
+
+    Parameters
+    ----------
+    costs, workload, conditions
+        As for `rank`.
+    single_us : float
+        The predicted time in the best single mode.
+
+    Returns
+    -------
+    share, predicted_us : float
+        The share of the batch, and the predicted time.
+    """
+    shared = costs.predict_shared(workload)
+    if (
+        shared is None
+        or shared[1] >= costs.tuning.split_gain * single_us
+        or conditions.max_blocks is not None
+        or not may_split(conditions)
+        or 0 in share_out(workload.copies, shared[0])
+    ):
+        return None
+    return shared
+
+
+def may_split(conditions: Conditions) -> bool:
+    """Whether copies of one direction may run in parts at once, if that pays."""
+    return (
+        conditions.may_use_private_streams
+        and not conditions.duplex
+        and conditions.policy is Policy.THROUGHPUT
+    )
 
 
 def predict_pairs(costs: CostModel, workloads: Iterable[Workload], conditions: Conditions) -> float:

@@ -15,8 +15,7 @@ from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.errors import BadArgumentError, BadPlanError
 from numba_swap.swap.context import RunOptions
 from numba_swap.swap.plan import CopyPlan
-from numba_swap.swap.plan_cache import plan_cache
-from numba_swap.swap.prepared.views import PreparedViews, find_views, prepare_views
+from numba_swap.swap.prepared.views import copy_again, find_views, prepare_views
 from numba_swap.swap.transfer import Transfer
 from numba_swap.swap.verbs import current_devices
 
@@ -92,18 +91,16 @@ def copy(
     """
     devices = current_devices()
     options = RunOptions(stream_handle(stream), mode, max_blocks, policy)
-    found = find_views(src, dst, options.stream)
+    found = find_views(src, dst, options)
     if found is not None:
-        known: PreparedViews | None = plan_cache.find_likeness(found.key)
-        if known is not None:
-            done = known.copy(devices, found, options, (src, dst, stream))
-            if done is not None:
-                return done
+        done = copy_again(devices, found, options, (src, dst, stream))
+        if done is not None:
+            return done
     pair = _pair_of(devices, src, dst)
     plan = _plan_views(devices, [pair])
     transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
     if found is not None:
-        prepare_views(found.key, devices, plan.last, plan.copies, pair)
+        prepare_views(found, devices, plan.last, plan.copies, pair)
     return transfer
 
 

@@ -28,14 +28,15 @@ Key = tuple[Any, ...]
 
 
 class PlanCacheInfo(NamedTuple):
-    """How the cache of array pairs does.
+    """How the cache of array pairs, and of the ways that views lie, does.
 
     Attributes
     ----------
     hits, misses : int
-        Calls that found their arrays known and unchanged, and calls that did not.
+        Calls that found their arrays known and unchanged, or were copied as earlier views were, and
+        calls that did not.
     maxsize, currsize : int
-        How many pairs are remembered at most, and now.
+        How many pairs, and how many ways that views lie, are remembered at most; and both now.
     """
 
     hits: int
@@ -131,19 +132,22 @@ class PlanCache:
 
     def __init__(self, maxsize: int) -> None:
         self._maxsize = maxsize
-        # Of arrays, an `ArrayPair`; of views that lie alike, what copies between them.
-        self._pairs: dict[Key, Any] = {}
+        self._pairs: dict[Key, ArrayPair] = {}
+        self._homes: weakref.WeakSet[Devices] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._hits = self._misses = 0
 
     def info(self) -> PlanCacheInfo:
         """Return hits, misses, and how many pairs are remembered."""
-        return PlanCacheInfo(self._hits, self._misses, self._maxsize, len(self._pairs))
+        views = sum(len(devices.views) for devices in list(self._homes))
+        return PlanCacheInfo(self._hits, self._misses, self._maxsize, len(self._pairs) + views)
 
     def clear(self) -> None:
         """Forget all pairs, and count from 0 again."""
         with self._lock:
             self._pairs.clear()
+            for devices in self._homes:
+                devices.views.clear()
             self._hits = self._misses = 0
 
     def resize(self, maxsize: int) -> None:
@@ -163,8 +167,9 @@ class PlanCache:
             check_positive(maxsize, "maxsize")
         with self._lock:
             self._maxsize = maxsize
-            while len(self._pairs) > maxsize:
-                self._evict()
+            for known in (self._pairs, *(devices.views for devices in self._homes)):
+                while len(known) > maxsize:
+                    _evict(known)
 
     def find(
         self, devices: Devices, src: Any, dst: Any, axis: int, verb: str = "swap"
@@ -173,7 +178,7 @@ class PlanCache:
         if type(axis) is not int:  # some are equal to one, and no axis
             return None
         key, arrays = _key(src, dst, axis, verb)
-        pair: ArrayPair | None = self._pairs.get(key)
+        pair = self._pairs.get(key)
         if pair is None or not pair.is_of(devices, arrays):
             self._misses += 1
             return None
@@ -205,25 +210,34 @@ class PlanCache:
         self._put(key, pair)
         return pair
 
-    def find_likeness(self, key: Key) -> Any:
-        """Return what is known of copies between arrays that lie alike; None if that is nothing."""
-        known = self._pairs.get(key)
-        if known is None:
-            self._misses += 1
-        else:
+    def views_of(self, devices: Devices) -> dict[Key, Any] | None:
+        """Return what is known of copies between views that lie alike; None if nothing may be.
+
+        It is kept with the GPUs, and goes when they go. Whoever puts more in calls `trim_views`.
+        """
+        if not self._maxsize:
+            return None
+        self._homes.add(devices)
+        return devices.views
+
+    def count(self, *, hit: bool) -> None:
+        """Count a call whose views were known, or were not."""
+        if hit:
             self._hits += 1
-        return known
+        else:
+            self._misses += 1
 
-    def remember_likeness(self, key: Key, known: object) -> None:
-        """Remember what copies between arrays that lie alike."""
-        if self._maxsize:
-            self._put(key, known)
+    def trim_views(self, views: dict[Key, Any]) -> None:
+        """Forget some of what is known of views, if it is more than may be."""
+        with self._lock:
+            while len(views) > self._maxsize:
+                _evict(views)
 
-    def _put(self, key: Key, known: object) -> None:
+    def _put(self, key: Key, known: ArrayPair) -> None:
         with self._lock:
             if key not in self._pairs:
                 while len(self._pairs) >= max(1, self._maxsize):
-                    self._evict()
+                    _evict(self._pairs)
             self._pairs[key] = known
 
     def _forget(self, key: Key) -> Callable[[Any], None]:
@@ -235,10 +249,11 @@ class PlanCache:
 
         return forget
 
-    def _evict(self) -> None:
-        keys = list(self._pairs)  # of a moment: arrays may die meanwhile
-        if keys:
-            self._pairs.pop(random.choice(keys), None)  # noqa: S311 -- any will do
+
+def _evict(known: dict[Key, Any]) -> None:
+    keys = list(known)  # of a moment: arrays may die meanwhile
+    if keys:
+        known.pop(random.choice(keys), None)  # noqa: S311 -- any will do
 
 
 def _key(src: Any, dst: Any, axis: int, verb: str) -> tuple[Key, Sequence[Any]]:

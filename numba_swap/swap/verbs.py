@@ -17,7 +17,7 @@ from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.conditions import Conditions, capabilities_of
 from numba_swap.dispatch.cost_model import uniform_workload, workload_of
-from numba_swap.dispatch.ranking import rank
+from numba_swap.dispatch.ranking import rank, split_by_share
 from numba_swap.dispatch.settings import Mode, Policy, current_settings
 from numba_swap.driver.current import current_driver
 from numba_swap.errors import ModeUnavailableError
@@ -190,6 +190,8 @@ def _prepare_rows(known: ArrayPair, run: PreparedLaunch, copies: Copies) -> None
         if not decision.forced:
             ranked = rank(costs, workload, conditions)
             if ranked[0][1] is not Mode.KERNEL:
+                return ()
+            if split_by_share(costs, workload, conditions, ranked[0][0]) is not None:
                 return ()
             chosen = decision._replace(ranked=ranked, rejected={})
         return (Selection(chosen._replace(copies=count, nbytes=workload.nbytes)),)

@@ -234,7 +234,8 @@ def test_equally_long_copies_are_shared_where_that_was_measured_to_pay():
 
 
 def test_boxes_are_shared_as_well():
-    load = Workload("h2d odd boxes", ((1, 64 * 1000, 1000 << 14),), 1000, 1000 << 14, 4, 1000)
+    term = 1, 64 * 1000, 1000 << 14
+    load = Workload("h2d odd boxes", (term,), 1000, 1000 << 14, 4, 1000, alike=True)
     costs = SHARED._replace(
         routes={**SHARED.routes, "h2d odd boxes": SHARED.routes["h2d"]},
         shared={("h2d odd boxes", 1): SharedCost(0.5, 100.0, 10.0)},
@@ -260,6 +261,8 @@ def test_boxes_are_shared_as_well():
         {"workload": MANY._replace(route="d2d"), "direction": D2D},
         {"workload": uniform_workload("h2d", 1000, 8 << 10)},
         {"workload": uniform_workload("h2d", 1, 64 << 10)},
+        {"workload": uniform_workload("h2d", 1000, 32 << 10, 8)},  # odd addresses
+        {"workload": MANY._replace(alike=False)},  # of one class, and not equally long
         {"why_not": only(Mode.LOOP, Mode.BATCH)},
         {"why_not": only(Mode.LOOP, Mode.KERNEL)},
         {"costs": EACH_ITS_OWN},

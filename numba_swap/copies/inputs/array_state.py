@@ -20,6 +20,7 @@ Likeness = tuple[object, ...]
 
 # NumPy's C interface: an array object begins with Python's header, then the address of its data.
 _DATA_OFFSET = object.__basicsize__
+_TOP = 1 << 63  # no memory lies there
 
 
 def state_reader(array: Any) -> StateReader | None:
@@ -87,14 +88,19 @@ def read_likeness(array: Any) -> tuple[int, Likeness] | None:
         else:
             address = array.ctypes.data
         return address, (array.shape, array.strides, array.dtype, array.flags.writeable)
-    if getattr(array, "data_ptr", None) is not None:
-        return None
     try:
+        # (Of Numba's mapped arrays, which are NumPy's, the interface says that all may be written.)
+        if isinstance(array, np.ndarray) or hasattr(array, "data_ptr"):
+            return None
         interface = array.__cuda_array_interface__
         (address, readonly), shape = interface["data"], interface["shape"]
+        strides = interface.get("strides")
+        numbers = (address, *shape, *(strides or ()))
+        if set(map(type, numbers)) != {int} or not 0 < address < _TOP:
+            return None
         likeness = (
             shape,
-            interface.get("strides"),
+            strides,
             interface["typestr"],
             readonly,
             interface.get("stream"),
@@ -103,7 +109,7 @@ def read_likeness(array: Any) -> tuple[int, Likeness] | None:
         hash(likeness)
     except Exception:  # the long way says what is wrong with it
         return None
-    return (address, likeness) if type(address) is int else None
+    return address, likeness
 
 
 def _knows_numpy() -> bool:

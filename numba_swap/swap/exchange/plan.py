@@ -21,7 +21,7 @@ from numba_swap.dispatch.decision import Decision, format_us, join_decisions
 from numba_swap.dispatch.ranking import predict_duplex, predict_pairs
 from numba_swap.dispatch.settings import Mode
 from numba_swap.modes.kernel import exchange as pair_mode
-from numba_swap.swap.exchange.pairing import SlotTable
+from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.pools import ExchangePools
 from numba_swap.swap.exchange.runner import ScheduledExchange
 from numba_swap.swap.plan import Plan
@@ -139,12 +139,12 @@ class ExchangePlan(Plan):
         left = np.flatnonzero(pairing.partner < 0)
         rest: tuple[Copies, ...] = ()
         if len(left):
-            rest = (out.select(pools.runs_of(left, out_count)),)
+            rest = (out.select(pools.copies_of(left, out_count, OUT)),)
         elif len(pairing.unpaired):
-            rest = (into.select(pools.runs_of(pairing.unpaired, in_count)),)
-        partners = pools.runs_of(pairing.partner[going], in_count, as_out=True)
+            rest = (into.select(pools.copies_of(pairing.unpaired, in_count, IN)),)
+        partners = pools.copies_of(pairing.partner[going], in_count, IN, as_out=True)
         if len(left):
-            out = out.select(pools.runs_of(going, out_count))
+            out = out.select(pools.copies_of(going, out_count, OUT))
         if not pools.same_order or not np.array_equal(partners, np.arange(len(into))):
             into = into.select(partners)
         return PairedRows(Pairs(out, into), rest)

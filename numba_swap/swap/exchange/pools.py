@@ -19,6 +19,7 @@ from numba_swap.device.devices import Devices
 from numba_swap.device.memory import known_as_a_whole
 from numba_swap.device.tuning import Tuning
 from numba_swap.errors import BadPlanError
+from numba_swap.swap.exchange.pairing import IN, OUT
 
 OUT_NAMES = ArgumentNames("page_out", "device", "host")
 
@@ -72,27 +73,40 @@ class ExchangePools:
             max((pair.layout.src_blocks for pair in self.outgoing), default=0),
             max((pair.layout.src_blocks for pair in self.incoming), default=0),
         )
-        # How many copies a block of each layer takes; none if blocks are empty.
-        self._runs = [
-            pair.copies_a_block(in_order=True) if pair.layout.run_bytes else 0 for pair in outgoing
-        ]
-        self.one_run = self._runs == [1]
-        self._boxed = any(pair.is_boxed(in_order=True) for pair in outgoing)
         self.block_bytes = sum(
             len(pair.layout.src_offsets) * pair.layout.run_bytes for pair in outgoing
         )
 
     @cached_property
+    def _copies(self) -> tuple[list[int], list[int]]:
+        """How many copies a block of each layer takes, going out and coming in.
+
+        None if blocks are empty. They differ where only one of the two could be a destination.
+        """
+        return _copies_a_block(self.outgoing), _copies_a_block(self.incoming)
+
+    @cached_property
+    def one_copy(self) -> bool:
+        """Whether a block is one copy both ways, of one layer."""
+        return self._copies == ([1], [1])
+
+    @cached_property
+    def _boxed(self) -> bool:
+        """Whether blocks of some layer are copied as boxes."""
+        return any(pair.is_boxed(in_order=True) for pair in [*self.outgoing, *self.incoming])
+
+    @cached_property
     def _counterparts(self) -> list[Rows]:
         """Where each run of what goes out stands among those of what comes in.
 
-        Runs go in the order of their destinations, which may not be the same both ways.
+        Runs go in the order of their destinations, which may not be the same both ways. Where
+        these are not the same runs, this means nothing.
         """
         return [
             np.argsort(into.layout.dst_offsets)[np.argsort(np.argsort(out.layout.src_offsets))][
                 :runs
             ]
-            for out, into, runs in zip(self.outgoing, self.incoming, self._runs, strict=True)
+            for out, into, runs in zip(self.outgoing, self.incoming, self._copies[0], strict=True)
         ]
 
     @cached_property
@@ -103,12 +117,20 @@ class ExchangePools:
     @cached_property
     def same_runs(self) -> bool:
         """Whether blocks are cut into the same runs both ways: where both are contiguous."""
-        return not self._boxed and all(
-            out.layout.run_bytes == into.layout.run_bytes
-            and np.array_equal(out.layout.src_offsets[: len(runs)], into.layout.dst_offsets[runs])
-            and np.array_equal(out.layout.dst_offsets[: len(runs)], into.layout.src_offsets[runs])
-            for out, into, runs in zip(
-                self.outgoing, self.incoming, self._counterparts, strict=True
+        return (
+            not self._boxed
+            and self._copies[0] == self._copies[1]
+            and all(
+                out.layout.run_bytes == into.layout.run_bytes
+                and np.array_equal(
+                    out.layout.src_offsets[: len(runs)], into.layout.dst_offsets[runs]
+                )
+                and np.array_equal(
+                    out.layout.dst_offsets[: len(runs)], into.layout.src_offsets[runs]
+                )
+                for out, into, runs in zip(
+                    self.outgoing, self.incoming, self._counterparts, strict=True
+                )
             )
         )
 
@@ -137,10 +159,10 @@ class ExchangePools:
     def _may_be_pairs(self, out_rows: Integers) -> bool:
         """Whether rows may be looked at as pairs: nothing but ids tells which of them meet."""
         return (
-            self.one_run
+            len(out_rows) > 0
+            and self.one_copy
             and not self.may_alias
             and self.same_runs
-            and len(out_rows) > 0
             and not (self.outgoing[0].src.view.readonly or self.outgoing[0].dst.view.readonly)
             and all(
                 len(array.allocations) == 1 and known_as_a_whole(array.allocations)
@@ -228,25 +250,33 @@ class ExchangePools:
         """Note whether layers of one pool share bytes: then ids do not tell which rows meet."""
         if len(self.outgoing) == 1:
             return
-        for side, (some, others) in enumerate(((out.src, into.dst), (out.dst, into.src))):
+        found: list[tuple[Copies, Rows]] = []
+        for side in range(2):
             spans = sorted((pair.src, pair.dst)[side].span for pair in self.outgoing)
             if all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans)):
                 continue
-            if self._boxed:  # between boxes there may be gaps: whether they meet is not looked at
-                self.may_alias = True
-                continue
+            found = found or [self._rows_of(out, OUT), self._rows_of(into, IN)]
+            (out, out_layers), (into, in_layers) = found
+            some, others = ((out.src, into.dst), (out.dst, into.src))[side]
             begins, ends = _intervals([(some, out.sizes), (others, into.sizes)])
-            layers = np.concatenate([self._layers_of(out), self._layers_of(into)])
+            layers = np.concatenate([out_layers, in_layers])
             order = np.argsort(begins)
             begins, ends, owner = begins[order], ends[order], layers[order]
             same = (begins[1:] == begins[:-1]) & (owner[1:] == owner[:-1])
             self.may_alias |= bool(((begins[1:] < ends[:-1]) & ~same).any())
 
-    def _layers_of(self, copies: Copies) -> Rows:
-        rows = len(copies) // max(1, sum(self._runs))
-        return np.repeat(np.arange(len(self._runs)), np.multiply(self._runs, rows))
+    def _rows_of(self, copies: Copies, side: int) -> tuple[Copies, Rows]:
+        """Return all rows of what goes one way, boxes unfolded, and the layer of each."""
+        each = self._copies[side]
+        rows = len(copies) // max(1, sum(each))
+        layers = np.repeat(np.arange(len(each)), np.multiply(each, rows))
+        if copies.boxes is None:
+            return copies, layers
+        counts = copies.boxes.of_each("rows", len(copies))
+        counts = counts * copies.boxes.of_each("planes", len(copies))
+        return copies.unfolded(), np.repeat(layers, counts)
 
-    def runs_of(self, rows: Rows, count: int, *, as_out: bool = False) -> Rows:
+    def copies_of(self, rows: Rows, count: int, side: int, *, as_out: bool = False) -> Rows:
         """Return where the copies of some rows stand among those of `count` rows.
 
         Parameters
@@ -255,17 +285,23 @@ class ExchangePools:
             Indices of rows.
         count : int
             How many rows there are in that direction.
+        side : int
+            The direction, `OUT` or `IN`.
         as_out : bool, optional
-            Return the runs of what comes in, in the order of those of what goes out.
+            Return those of what comes in, in the order of what goes out; of the same runs only.
         """
-        if self.one_run:
+        if self.one_copy:
             return rows
         found, before = [], 0
-        for runs, counterparts in zip(self._runs, self._counterparts, strict=True):
-            which = counterparts if as_out else np.arange(runs)
-            found.append((before + rows[:, None] * runs + which).ravel())
-            before += count * runs
+        for layer, each in enumerate(self._copies[side]):
+            which = self._counterparts[layer] if as_out else np.arange(each)
+            found.append((before + rows[:, None] * each + which).ravel())
+            before += count * each
         return np.concatenate(found)
+
+
+def _copies_a_block(layers: Sequence[LayerPair]) -> list[int]:
+    return [pair.copies_a_block(in_order=True) if pair.layout.run_bytes else 0 for pair in layers]
 
 
 def _intervals(columns: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:

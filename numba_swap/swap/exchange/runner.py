@@ -200,16 +200,16 @@ class ScheduledExchange:
             # Sorted by small numbers in linear time.
             small = cells.astype(np.int16 if count < 1 << 15 else np.int64)
             order = np.argsort(small, kind="stable")
-            copies = copies.select(pools.runs_of(order, rows))
+            copies = copies.select(pools.copies_of(order, rows, side))
         ends = np.cumsum(np.bincount(cells, minlength=count))
 
         def of(cell: int) -> Copies:
             begin, end = int(ends[cell - 1]) if cell else 0, int(ends[cell])
             if begin == end:
                 return no_copies()
-            if pools.one_run:
+            if pools.one_copy:
                 return copies.select(slice(begin, end))
-            return copies.select(pools.runs_of(np.arange(begin, end), rows))
+            return copies.select(pools.copies_of(np.arange(begin, end), rows, side))
 
         return of
 

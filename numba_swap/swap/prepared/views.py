@@ -40,7 +40,7 @@ class FoundViews(NamedTuple):
     Attributes
     ----------
     key : tuple
-        What views must share to be copied in one way.
+        What calls must share to copy in one way.
     src, dst : int
         Their addresses.
     """
@@ -69,7 +69,6 @@ class PreparedViews:
         self, devices: Devices, run: PreparedLoop | PreparedLaunch, copies: Copies, pair: ViewPair
     ) -> None:
         self.run = run = run.without_work()
-        self._devices = devices
         self._driver = driver = run.launched.driver
         self._selections = (run.selection,)
         boxes = copies.boxes
@@ -109,14 +108,12 @@ class PreparedViews:
         self._words = native.prepared_boxes.pack(**words)
 
     def copy(
-        self, devices: Devices, found: FoundViews, options: RunOptions, holds: tuple[object, ...]
+        self, found: FoundViews, options: RunOptions, holds: tuple[object, ...]
     ) -> Transfer | None:
         """Copy between two arrays like those; None, with nothing done, if that is another case.
 
         Parameters
         ----------
-        devices : Devices
-            The GPUs.
         found : FoundViews
             The arrays.
         options : RunOptions
@@ -124,7 +121,7 @@ class PreparedViews:
         holds : tuple of object
             What must outlive the work.
         """
-        if devices is not self._devices or not self.run.holds(*options):
+        if not self.run.holds(*options):
             return None
         memory, table = _NO_MEMORY, 0
         if self._buffers is not None:
@@ -142,28 +139,56 @@ class PreparedViews:
         return int(done)
 
 
-def find_views(src: Any, dst: Any, stream: int) -> FoundViews | None:
+def copy_again(
+    devices: Devices, found: FoundViews, options: RunOptions, holds: tuple[object, ...]
+) -> Transfer | None:
+    """Copy between views as between earlier ones; None, with nothing done, if they were others."""
+    views = plan_cache.views_of(devices)
+    known: PreparedViews | None = None if views is None else views.get(found.key)
+    done = None if known is None else known.copy(found, options, holds)
+    if known is not None and done is None:
+        devices.views[found.key] = None  # in other memory, for example: prepared anew
+    plan_cache.count(hit=done is not None)
+    return done
+
+
+def find_views(src: Any, dst: Any, options: RunOptions) -> FoundViews | None:
     """Read two views as cheaply as can be; None if they are to be read in full.
 
     Parameters
     ----------
     src, dst : array
         The views.
-    stream : int
-        Handle of the stream.
+    options : RunOptions
+        What the user said, with the handle of the stream.
     """
     source, destination = read_likeness(src), read_likeness(dst)
     if source is None or destination is None:
         return None
     (src_at, src_likeness), (dst_at, dst_likeness) = source, destination
     low_bits = src_at & _LOW_BITS, dst_at & _LOW_BITS
-    return FoundViews(("copy", stream, src_likeness, dst_likeness, low_bits), src_at, dst_at)
+    key = options, src_likeness, dst_likeness, low_bits
+    try:
+        hash(key)
+    except TypeError:  # the mode is an array, for example
+        return None
+    return FoundViews(key, src_at, dst_at)
 
 
 def prepare_views(
-    key: Key, devices: Devices, run: PreparedRun | None, copies: Copies, pair: ViewPair
+    found: FoundViews, devices: Devices, run: PreparedRun | None, copies: Copies, pair: ViewPair
 ) -> None:
-    """Remember how a copy between views ran, if views like these can be copied in the same way."""
+    """Remember how a copy between views ran, if views like these can be copied in the same way.
+
+    Nothing is prepared at the first time: many views are seen once.
+    """
+    views = plan_cache.views_of(devices)
+    if views is None:
+        return
+    if found.key not in views:
+        views[found.key] = None
+        plan_cache.trim_views(views)
+        return
     if (
         not isinstance(run, PreparedLoop | PreparedLaunch)
         or len(copies) != 1
@@ -172,7 +197,7 @@ def prepare_views(
         or not all(_is_simple(array) for array in (pair.src, pair.dst))
     ):
         return
-    plan_cache.remember_likeness(key, PreparedViews(devices, run, copies, pair))
+    views[found.key] = PreparedViews(devices, run, copies, pair)
 
 
 def _is_simple(array: BlockArray) -> bool:

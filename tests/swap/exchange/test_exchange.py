@@ -162,6 +162,54 @@ def test_layers_of_boxes_and_of_runs(rng, tune, what):
             assert np.array_equal(read_array(gpu, host[layer]), back)
 
 
+@pytest.mark.parametrize(("n", "c", "m"), [(64, 6, 8), (6, 2, 4)])
+def test_rows_of_the_host_that_interleave_come_in(rng, tune, n, c, m):
+    """Blocks that are cut in another way going out, where nothing goes out, than coming in."""
+    with ns.simulate() as gpu:
+        tune(smallest_piece_bytes=1 << 10)
+        flat = gpu.pinned_array(1 << 18, np.float32)
+        flat[:] = np.arange(flat.size)
+        host = np.lib.stride_tricks.as_strided(flat, (16, c, n, m), (16384, 2 * m, 4 * m, 4))
+        device = gpu.device_array((16, c, n, m), np.float32)
+        rows = np.stack([np.arange(16), np.arange(16)[::-1]], axis=1)
+        ns.exchange(device, host, np.zeros((0, 2), int), rows).wait()
+        assert np.array_equal(device.copy_to_host(), host[::-1])
+
+
+def test_without_rows_nothing_is_asked_of_any_memory():
+    class Nowhere:
+        __cuda_array_interface__ = {  # noqa: RUF012
+            "shape": (4, 40, 8),
+            "strides": (8, 320, 1),
+            "typestr": "|u1",
+            "data": (1 << 40, False),
+            "version": 3,
+        }
+
+    with ns.simulate() as gpu:
+        none = np.zeros((0, 2), int)
+        for host in (gpu.pinned_array((4, 40, 8), np.uint8), Nowhere()):
+            assert ns.exchange(Nowhere(), host, none, none).decision.copies == 0
+
+
+def test_boxed_layers_that_interleave_are_not_staged_for_that(rng):
+    """As layers of one array of all: no row of one is in another."""
+    with ns.simulate() as gpu:
+        pool = make_array(gpu, "pinned", random_bytes(rng, (64, 2, 8, 3)))
+        host = make_array(gpu, "pinned", random_bytes(rng, (2, 64, 8, 3)))
+        layers = [pool[:, 0], pool[:, 1]], [host[0], host[1]]
+        out, into = np.array([[0, 5], [2, 1]]), np.array([[3, 4]])
+        plan = ns.plan_exchange(*layers, out, into, block_axis=1)
+        assert plan.copies[0].boxes is not None
+        assert not plan.staged
+        before = [
+            exchange_along(1, *map(np.array, pair), out, into) for pair in zip(*layers, strict=True)
+        ]
+        plan.run().wait()
+        for pair, expected in zip(zip(*layers, strict=True), before, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(pair, expected, strict=True))
+
+
 def test_boxes_of_pools_that_interleave_are_told_apart(rng):
     """Two halves of one array, interlocked: no row of the one meets a row of the other."""
     with ns.simulate() as gpu:

@@ -8,6 +8,7 @@ from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, use_costs
 from numba_swap.dispatch.cost_model import SharedCost
 from numba_swap.dispatch.settings import Mode
+from numba_swap.swap.plan import CopyPlan
 from numba_swap.tools.bench.costs import shared
 from numba_swap.tools.bench.costs.measure import CostGrid, GridBoxes, GridSwap, SwapTimer
 from numba_swap.tools.bench.gpu import BenchGPU
@@ -85,8 +86,10 @@ def test_the_best_share_is_kept_if_it_pays(gpu, monkeypatch, swap, pays):
             run()
         mine = find_costs(device)
         seen.append(mine)
-        plenty = len(seen) == 1  # all of them, then fewer
+        plenty = len(seen) != 2  # all of them, then fewer, then all in the best way once more
         us = dict.fromkeys(arms, 1000.0) | {0.3: 900.0 if pays else 995.0}
+        assert 0.3 in arms
+        assert len(arms) == 2 or len(seen) < 3
         return {
             share: Samples([], [int((value if plenty else value / 2) * 1000)])
             for share, value in us.items()
@@ -96,7 +99,7 @@ def test_the_best_share_is_kept_if_it_pays(gpu, monkeypatch, swap, pays):
     timer = SwapTimer(BenchGPU(gpu.driver, gpu), GRID)
     found = shared.measure_shared(timer, device, former, swap)
     assert find_costs(device) is former
-    assert len(seen) == 2
+    assert len(seen) == 3
     assert all(costs.shared for costs in seen)  # the last arm had a share
     if not pays:
         assert found == {}
@@ -110,6 +113,33 @@ def test_the_best_share_is_kept_if_it_pays(gpu, monkeypatch, swap, pays):
         assert key == (f"{route} {'boxes' if swap.aligned else 'odd boxes'}", 0)
     assert cost.share == 0.3
     copies = timer.plan(swap).copies
-    whole, part = copies.nbytes, copies.select(slice(0, max(1, len(copies) // 4))).nbytes
+    whole, part = copies.nbytes, copies.select(slice(0, len(copies) // 4)).nbytes
     assert cost.megabyte_us == pytest.approx(450.0 / (whole - part) * 1e6, rel=1e-4)
     assert cost.start_us + whole * cost.megabyte_us * 1e-6 == pytest.approx(900.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_few_copies_are_no_measurement(gpu, number):
+    """As where there is little memory: what cannot be shared out is not measured."""
+    device = devices_of(gpu.driver)[0]
+    timer = SwapTimer(BenchGPU(gpu.driver, gpu), GRID)
+    swap = GridSwap(ns.Direction.H2D, False, 32 * KIB, number)
+    assert shared.measure_shared(timer, device, find_costs(device), swap) == {}
+
+
+def test_what_is_forced_elsewhere_does_not_reach_the_measurement(gpu, monkeypatch):
+    device, modes = devices_of(gpu.driver)[0], []
+    run = CopyPlan.run
+
+    def note(self, *arguments, **options):
+        transfer = run(self, *arguments, **options)
+        modes.append(tuple(map(str, transfer.decision.modes)))
+        return transfer
+
+    monkeypatch.setattr(CopyPlan, "run", note)
+    timer = SwapTimer(BenchGPU(gpu.driver, gpu), GRID)
+    swap = GridSwap(ns.Direction.H2D, False, 32 * KIB, 8)
+    with ns.override(mode="loop", policy="latency"):
+        shared.measure_shared(timer, device, find_costs(device), swap)
+    assert {"kernel", "batch"} <= {mode for some in modes for mode in some}
+    assert ("kernel", "batch") in modes

@@ -69,6 +69,8 @@ def fit_cost(
     solution, _ = nnls(rows * weights[:, None], times * weights)
     for _ in range(_ROUNDS):
         off = np.abs(rows @ solution - times) * weights
+        if off.max() <= _FAR:
+            break
         softened = weights * np.sqrt(_FAR / np.maximum(off, _FAR))
         solution, _ = nnls(rows * softened[:, None], times * softened)
     start_us, fork_us = float(solution[0]), float(solution[1])
