@@ -15,7 +15,9 @@ class Direction(enum.StrEnum):
     Attributes
     ----------
     H2D, D2H, D2D, H2H
-        Host to device, device to host, within or between devices, within the host.
+        Host to device, device to host, within a device, within the host.
+    P2P
+        From one device to another.
     MIXED
         Several of these in one call of raw pointers, layers or pairs of views.
     """
@@ -24,6 +26,7 @@ class Direction(enum.StrEnum):
     D2H = "device to host"
     D2D = "device to device"
     H2H = "host to host"
+    P2P = "device to another device"
     MIXED = "mixed directions"
 
 
@@ -37,7 +40,10 @@ class Ends(NamedTuple):
     direction : Direction
         Between which sides the bytes move.
     device : int or None
-        The GPU whose memory takes part, the first if there are several; None if none does.
+        The GPU whose memory takes part; of several the one that is written, or the first; None if
+        none does.
+    devices : tuple of int
+        All of them, that one first. Managed memory counts only where no other memory of a GPU does.
     owners : tuple of object
         What keeps the memory alive.
     producer_streams : tuple of int
@@ -53,6 +59,7 @@ class Ends(NamedTuple):
     owners: tuple[object, ...] = ()
     producer_streams: tuple[int, ...] = ()
     strided: bool = False
+    devices: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -63,8 +70,11 @@ class Ends(NamedTuple):
         producer_streams: tuple[int, ...] = (),
     ) -> Ends:
         """Return the ends in these allocations."""
-        direction, device = _route(sources, destinations)
-        return cls(sources, destinations, direction, device, owners, producer_streams)
+        direction, devices = _route(sources, destinations)
+        device = devices[0] if devices else None
+        return cls(
+            sources, destinations, direction, device, owners, producer_streams, False, devices
+        )
 
     @classmethod
     def joined(cls, ends: Sequence[Ends]) -> Ends:
@@ -112,19 +122,45 @@ _DIRECTIONS: dict[tuple[str | None, str | None], Direction] = {
 
 def _route(
     sources: tuple[Allocation, ...], destinations: tuple[Allocation, ...]
-) -> tuple[Direction, int | None]:
-    """Return the direction, and the GPU whose memory takes part."""
+) -> tuple[Direction, tuple[int, ...]]:
+    """Return the direction, and the GPUs whose memory takes part."""
     device = managed = None
+    several = False
     sides = []
     for allocations in (sources, destinations):
         side = None
         for allocation in allocations:
             here = SIDES[allocation.kind]
             side = here if side in (None, here) else "both"
-            if allocation.kind is MemoryKind.DEVICE and device is None:
-                device = allocation.device
+            if allocation.kind is MemoryKind.DEVICE:
+                if device is None:
+                    device = allocation.device
+                elif allocation.device != device:
+                    several = True
             elif allocation.kind is MemoryKind.MANAGED and managed is None:
                 managed = allocation.device
         sides.append(side)
     direction = _DIRECTIONS.get((sides[0], sides[1]), Direction.MIXED)
-    return direction, managed if device is None else device
+    if several:
+        return _route_of_several(sources, destinations, direction)
+    if device is None:
+        device = managed
+    return direction, () if device is None else (device,)
+
+
+def _route_of_several(
+    sources: tuple[Allocation, ...], destinations: tuple[Allocation, ...], direction: Direction
+) -> tuple[Direction, tuple[int, ...]]:
+    """Do what `_route` does where several GPUs take part, from what their sides are."""
+    read, written = (
+        list(dict.fromkeys(a.device or 0 for a in side if a.kind is MemoryKind.DEVICE))
+        for side in (sources, destinations)
+    )
+    if direction is not Direction.D2D:
+        return direction, tuple(dict.fromkeys([*read, *written]))
+    if len(read) == len(written) == 1:
+        # The GPU that is written reads from the other one: with few thread blocks, a copy kernel
+        # that reads from another GPU is faster than one that writes to it (two H100, driver 580).
+        return Direction.P2P, (*written, *read)
+    # Each within a GPU, or between any two of them: that is known of each copy only.
+    return Direction.MIXED, tuple(dict.fromkeys([*read, *written]))

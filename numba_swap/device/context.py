@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -151,11 +152,20 @@ class Context:
             raise
         self.join(sides, stream, on_lost)
 
-    def join(self, sides: Iterable[int], stream: int, on_lost: Callable[[], None]) -> None:
-        """Let a stream wait for what private streams hold now; `on_lost` as for `fork_join`."""
+    def join(
+        self,
+        sides: Iterable[int],
+        stream: int,
+        on_lost: Callable[[], None],
+        owners: Iterable[Context] | None = None,
+    ) -> None:
+        """Let a stream wait for what private streams hold now; `on_lost` as for `fork_join`.
+
+        `owners` are the contexts of the private streams, if they are not all of this one.
+        """
         try:
-            for side in sides:
-                self.wait_for(side, stream)
+            for side, owner in zip(sides, owners or itertools.repeat(self), strict=False):
+                self.wait_for(side, stream, owner)
         except BaseException:
             on_lost()
             raise

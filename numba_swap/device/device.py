@@ -22,10 +22,15 @@ class Device:
         Why others could not be loaded: each is tried once in a process.
     costs : object or None
         What copies cost here, for `dispatch.calibration`, which finds that out.
+    costs_between : dict
+        The same for copies to and from other GPUs, by their numbers.
     choices : dict
         How copies like some are run here, for `swap.select`; empty again when costs change.
     tuning : Tuning
         The figures of this machine.
+    reached : dict of int to (str or None)
+        Other GPUs to whose memory access was asked for, with the reason where it was refused; for
+        `device.peers`.
     capabilities : dict
         What it can do, by the driver version that counts; for `dispatch.capabilities`.
     """
@@ -36,8 +41,10 @@ class Device:
         self.kernels: dict[str, int] = {}
         self.kernel_failures: dict[str, str] = {}
         self.costs: object | None = None
+        self.costs_between: dict[int, tuple[object, object]] = {}
         self.choices: dict[object, object] = {}
         self.tuning: Tuning = SIMULATED_TUNING if driver.simulated else DEFAULT_TUNING
+        self.reached: dict[int, str | None] = {}
         self.capabilities: dict[DriverVersion | None, object] = {}
         self._attributes: dict[int, int] = {}
         self._primary = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from numba_swap.device.context import Context
 from numba_swap.device.device import Device
+from numba_swap.device.peers import Link, find_link
 from numba_swap.device.resources import HostBuffers
 from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
@@ -32,6 +33,7 @@ class Devices:
         self.host_buffers = HostBuffers(self._allocate_pinned)
         self._devices: dict[int, Device] = {}
         self._contexts: dict[int, Context] = {}
+        self._links: dict[tuple[int, int], Link] = {}
 
     def __getitem__(self, ordinal: int) -> Device:
         device = self._devices.get(ordinal)
@@ -46,6 +48,22 @@ class Devices:
             device = self[self.driver.current_device()]
             context = self._contexts.setdefault(handle, Context(self.driver, device, handle))
         return context
+
+    def primary(self, ordinal: int) -> Context:
+        """Return what is kept for the primary context of a GPU, whatever context is current."""
+        device = self[ordinal]
+        handle = device.primary_context
+        context = self._contexts.get(handle)
+        if context is None:
+            context = self._contexts.setdefault(handle, Context(self.driver, device, handle))
+        return context
+
+    def link(self, device: int, peer: int) -> Link:
+        """Return how a GPU reaches the memory of another; asked for once."""
+        link = self._links.get((device, peer))
+        if link is None:
+            link = self._links[device, peer] = find_link(self.driver, device, peer)
+        return link
 
     def _allocate_pinned(self, nbytes: int, device: int | None) -> int:
         """Allocate in whatever context is current; in that of a device if there is none."""

@@ -51,7 +51,7 @@ class InFlight:
         self._holds = holds
         self._error: NumbaSwapError | None = None
         # Streams with a part of the work, of which nothing tells yet when they are through.
-        self._unmarked: tuple[int, ...] = ()
+        self._unmarked: tuple[tuple[int, Context], ...] = ()
         if captured:
             self.event = 0
             # A graph may replay the work at any time: never release anything.
@@ -69,9 +69,17 @@ class InFlight:
         if self.event:
             self._driver.record_event(self.event, stream)
 
-    def lose(self, *streams: int) -> None:
-        """Note private streams that nothing joins: the work is over when they are through, too."""
-        self._unmarked += streams
+    def lose(self, *streams: int, of: Context | None = None) -> None:
+        """Note private streams that nothing joins: the work is over when they are through, too.
+
+        Parameters
+        ----------
+        *streams : int
+            The streams.
+        of : Context, optional
+            Theirs, if it is another than that of the work.
+        """
+        self._unmarked += tuple((stream, of or self._context) for stream in streams)
 
     def close_after_failure(self, stream: int) -> None:
         """Track what may have been submitted before an error to its end, and release it then.
@@ -146,13 +154,25 @@ class InFlight:
         """Wait for streams one by one: the event serves again as soon as it is over."""
         with _reaper.turn:
             while self._unmarked:
-                stream, driver = self._unmarked[0], self._driver
-                if driver.probe(stream)[2]:  # an event of ours has no place in a user's graph
-                    code = abi.ERROR_STREAM_CAPTURE_UNSUPPORTED
-                    raise DriverCallError("cuEventRecord", code, driver.error_name(code))
-                driver.record_event(self.event, stream)
-                driver.synchronize_event(self.event)
+                stream, context = self._unmarked[0]
+                if context is self._context:
+                    self._wait_for_stream(stream, self.event)
+                else:
+                    with self._driver.activate(context.handle):
+                        event = context.take_event()
+                        try:
+                            self._wait_for_stream(stream, event)
+                        finally:
+                            context.give_event(event)
                 self._unmarked = self._unmarked[1:]
+
+    def _wait_for_stream(self, stream: int, event: int) -> None:
+        driver = self._driver
+        if driver.probe(stream)[2]:  # an event of ours has no place in a user's graph
+            code = abi.ERROR_STREAM_CAPTURE_UNSUPPORTED
+            raise DriverCallError("cuEventRecord", code, driver.error_name(code))
+        driver.record_event(event, stream)
+        driver.synchronize_event(event)
 
     def abandon(self) -> None:
         """Leave it to the reaper: nobody will wait for it."""

@@ -77,6 +77,10 @@ def describe_allocation(info: PointerInfo, address: int) -> Allocation:
     else:
         kind = MemoryKind.PINNED
     offset = info.device_address - address if info.device_address else None
+    if kind is MemoryKind.DEVICE:
+        # Its address is the same everywhere. The driver tells of none where the context that asks
+        # is another GPU's, without access to this one: that is for whoever wants to run there.
+        offset = 0
     return Allocation(info.start, info.start + info.nbytes, kind, info.device, offset)
 
 

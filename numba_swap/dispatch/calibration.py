@@ -19,8 +19,17 @@ from typing import Any, NamedTuple, cast
 
 from numba_swap._version import __version__
 from numba_swap.device.device import Device
+from numba_swap.device.devices import devices_of
 from numba_swap.device.tuning import Tuning, why_not_figure
-from numba_swap.dispatch.cost_model import CLASSES, ROUTES, CostModel, ModeCost, SharedCost
+from numba_swap.dispatch.cost_model import (
+    CLASSES,
+    OWN_ROUTES,
+    PEER_ROUTES,
+    ROUTES,
+    CostModel,
+    ModeCost,
+    SharedCost,
+)
 from numba_swap.dispatch.schema import (
     SchemaError,
     exactly,
@@ -78,13 +87,18 @@ _is_table = map_of(
     known=ROUTES,
     wrong="is no route",
 )
+_check_costs = map_of(_is_table, known=list(Mode), wrong="is no mode")
+# Of pairs of GPUs, the same by kinds of pairs: what always runs must have its price, too.
+_is_pairs = map_of(
+    fields({str(Mode.LOOP): fields({"p2p": is_anything}, more=True)}, more=True),
+)
 _is_string = rule_of(lambda value: isinstance(value, str), "is no text")
 _check_document = fields(
     {
         "schema": exactly(SCHEMA),
         "key": fields(dict.fromkeys(Key._fields, _is_string), more=True),
         "date": _is_string,
-        "costs": map_of(_is_table, known=list(Mode), wrong="is no mode"),
+        "costs": _check_costs,
     },
     more=True,
 )
@@ -115,7 +129,9 @@ def _check_tuning(tuning: Any, steps: tuple[str | int, ...]) -> None:
 
 
 # What always runs must have its price.
-_check_loop = fields({str(Mode.LOOP): fields(dict.fromkeys(ROUTES, is_anything))}, more=True)
+_check_loop = fields(
+    {str(Mode.LOOP): fields(dict.fromkeys(OWN_ROUTES, is_anything), more=True)}, more=True
+)
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -179,14 +195,10 @@ def load_document(path: Path) -> dict[str, Any]:
 
 def costs_from(document: Mapping[str, Any]) -> CostModel:
     """Return the costs that a checked calibration holds."""
-    routes: dict[str, dict[Mode, ModeCost]] = {route: {} for route in ROUTES}
-    for mode, measured in document["costs"].items():
-        for route, cost in measured.items():
-            values = {name: cost[name] for name in ModeCost._fields}
-            values |= {name: tuple(values[name]) for name in ("copy_us", "megabyte_us")}
-            routes[route][Mode(mode)] = ModeCost(**values)
+    routes = _routes_from(document["costs"])
+    fill_peer_routes(routes)
     return CostModel(
-        routes,
+        {route: routes[route] for route in ROUTES},
         _source_of(document),
         Tuning(**document.get("tuning", {})),
         _source_of(document["boxes"]) if "boxes" in document else "",
@@ -196,7 +208,27 @@ def costs_from(document: Mapping[str, Any]) -> CostModel:
             for class_, cost in classes.items()
         },
         document.get("estimated", ""),
+        _source_of(document["p2p"]) if "p2p" in document else reference_costs().peers_source,
+        {pair: _routes_from(costs) for pair, costs in document.get("pairs", {}).items()},
     )
+
+
+def fill_peer_routes(routes: dict[str, dict[Mode, ModeCost]]) -> None:
+    """Add the routes between GPUs that were not measured: the shipped one, boxes as within one."""
+    if "p2p" not in routes:
+        routes["p2p"] = dict(reference_costs().routes["p2p"])
+    for route in PEER_ROUTES:
+        routes.setdefault(route, routes[route.replace("p2p", "d2d")])
+
+
+def _routes_from(costs: Mapping[str, Any]) -> dict[str, dict[Mode, ModeCost]]:
+    routes: dict[str, dict[Mode, ModeCost]] = {}
+    for mode, measured in costs.items():
+        for route, cost in measured.items():
+            values = {name: cost[name] for name in ModeCost._fields}
+            values |= {name: tuple(values[name]) for name in ("copy_us", "megabyte_us")}
+            routes.setdefault(route, {})[Mode(mode)] = ModeCost(**values)
+    return routes
 
 
 def _source_of(document: Mapping[str, Any]) -> str:
@@ -204,10 +236,10 @@ def _source_of(document: Mapping[str, Any]) -> str:
     return f"{key['device']}, {key['driver']}, measured {document['date']}"
 
 
-def costs_as_json(costs: CostModel) -> dict[str, Any]:
-    """Return costs as a calibration holds them: by mode, then by route."""
+def routes_as_json(routes: Mapping[str, Mapping[Mode, ModeCost]]) -> dict[str, Any]:
+    """Return the costs of routes as a calibration holds them: by mode, then by route."""
     table: dict[str, Any] = {}
-    for route, modes in costs.routes.items():
+    for route, modes in routes.items():
         for mode, cost in modes.items():
             table.setdefault(str(mode), {})[route] = cost._asdict()
     return table
@@ -226,6 +258,10 @@ def _check(document: Any) -> None:
     _check_loop(document["costs"], ("costs",))
     _check_tuning(document.get("tuning", {}), ("tuning",))
     _check_shared(document.get("shared", {}), ("shared",))
+    pairs = document.get("pairs", {})
+    _is_pairs(pairs, ("pairs",))
+    for pair, costs in pairs.items():
+        _check_costs(costs, ("pairs", pair))
 
 
 def _in_words(error: SchemaError) -> str:
@@ -243,6 +279,7 @@ def reference_costs(device: str = "") -> CostModel:
     device : str, optional
         Name of a GPU. There are figures of some; for all others, and by default, those of an H200
         count; of boxes, said under ``boxes`` in the file, and of what is staged, those of an H100.
+        Those between two GPUs, said under ``p2p``, were worked out from what two H100 took.
     """
     own = f"{_slug(device)}.json"
     return _shipped_costs(own if device and own in shipped_files() else REFERENCE)
@@ -281,6 +318,22 @@ def find_costs(device: Device) -> CostModel:
             use_costs(device, found)
         found = device.costs
     return cast("CostModel", found)
+
+
+def pair_key(device: Device, peer: Device) -> str:
+    """Return the kind of a pair of GPUs: what the other one is, and how it is reached."""
+    link = devices_of(device.driver).link(device.ordinal, peer.ordinal)
+    return f"{peer.name}, {link}"
+
+
+def costs_between(device: Device, peer: Device) -> CostModel:
+    """Return the costs of copies that a GPU makes between its memory and that of another one."""
+    own = find_costs(device)
+    kept = device.costs_between.get(peer.ordinal)
+    if kept is None or kept[0] is not own:
+        found = own.between(pair_key(device, peer)) if own.peers else own
+        kept = device.costs_between[peer.ordinal] = own, found
+    return cast("CostModel", kept[1])
 
 
 def use_costs(device: Device, costs: CostModel) -> None:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 from numba_swap.device.context import Context
 from numba_swap.device.device import Device
 from numba_swap.device.devices import Devices, devices_of
-from numba_swap.dispatch.settings import Policy, Settings
+from numba_swap.device.peers import Link
+from numba_swap.dispatch.settings import Policy, Settings, current_settings
 from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.entry_points import LookupResult
@@ -30,6 +31,8 @@ class Capabilities:
         What the driver answered for each of its functions.
     device : int
         The GPU.
+    peers : frozenset of int
+        The other GPUs whose memory kernels on this one may reach.
     concurrent_managed : bool
         Whether host and GPU may use managed memory at the same time.
     pageable_access : bool
@@ -45,6 +48,7 @@ class Capabilities:
     concurrent_managed: bool = True
     simulated: bool = False
     pageable_access: bool = False
+    peers: frozenset[int] = frozenset()
 
     @property
     def driver_words(self) -> str:
@@ -59,6 +63,7 @@ def driver_capabilities(
     *,
     concurrent_managed: bool = True,
     pageable_access: bool = False,
+    peers: frozenset[int] = frozenset(),
 ) -> Capabilities:
     """Return what a driver can do, on a GPU of which no more is known than this."""
     version = settings.cap(driver.version)
@@ -70,6 +75,7 @@ def driver_capabilities(
         concurrent_managed,
         driver.simulated,
         pageable_access,
+        peers,
     )
 
 
@@ -84,9 +90,16 @@ def capabilities_of(device: Device, settings: Settings) -> Capabilities:
             device.ordinal,
             concurrent_managed=concurrent,
             pageable_access=bool(device.attribute(abi.DEVICE_PAGEABLE_MEMORY_ACCESS)),
+            peers=_peers_of(device),
         )
         known = device.capabilities.setdefault(settings.driver_version, found)
     return cast("Capabilities", known)
+
+
+def _peers_of(device: Device) -> frozenset[int]:
+    devices, ordinal = devices_of(device.driver), device.ordinal
+    others = [peer for peer in range(device.driver.device_count()) if peer != ordinal]
+    return frozenset(peer for peer in others if devices.link(ordinal, peer) is not Link.NONE)
 
 
 class Conditions(NamedTuple):
@@ -141,12 +154,16 @@ class LaunchContext(NamedTuple):
         The circumstances.
     key : hashable
         Of several parts that run at once, which one this is: each has its own private streams.
+    others : tuple of (int, Context)
+        Other streams in whose order the work stands, too, with their contexts: it comes after what
+        they hold, and before what follows there. Those of other GPUs.
     """
 
     stream: int
     context: Context
     conditions: Conditions
     key: Hashable = ()
+    others: tuple[tuple[int, Context], ...] = ()
 
     @property
     def driver(self) -> Driver:
@@ -166,3 +183,11 @@ class LaunchContext(NamedTuple):
     def under(self, **changes: Any) -> LaunchContext:
         """Return the same place under other conditions."""
         return self._replace(conditions=self.conditions._replace(**changes))
+
+    def on(self, device: int) -> LaunchContext:
+        """Return the same circumstances on another GPU, where no stream is chosen yet."""
+        if device == self.device.ordinal:
+            return self
+        context = self.devices.primary(device)
+        capabilities = capabilities_of(context.device, current_settings())
+        return self._replace(context=context).under(capabilities=capabilities)

@@ -37,16 +37,21 @@ _ALL_AXES = 2  # see `Form.driver_axes`
 
 # Routes that are measured. Copies within the host, and those of several directions in one piece,
 # are not: they count as one that is. Boxes have routes of their own, and so have boxes of which an
-# address or a length is no multiple of 16 bytes.
+# address or a length is no multiple of 16 bytes. Those between two GPUs depend on how the two are
+# linked, and are measured only if that is asked for.
 PLAIN_ROUTES = ("h2d", "d2h", "d2d", "h2d pageable", "d2h pageable")
-BOX_ROUTES = tuple(
-    f"{route} {kind}" for route in ("h2d", "d2h", "d2d") for kind in ("boxes", "odd boxes")
+_BOXES = ("boxes", "odd boxes")
+PEER_ROUTES = ("p2p", *(f"p2p {kind}" for kind in _BOXES))
+OWN_ROUTES = PLAIN_ROUTES + tuple(
+    f"{route} {kind}" for route in ("h2d", "d2h", "d2d") for kind in _BOXES
 )
-ROUTES = PLAIN_ROUTES + BOX_ROUTES
+ROUTES = OWN_ROUTES + PEER_ROUTES
+BOX_ROUTES = tuple(route for route in ROUTES if route.endswith("boxes"))
 _MEASURED_AS = {
     Direction.H2D: "h2d",
     Direction.D2H: "d2h",
     Direction.D2D: "d2d",
+    Direction.P2P: "p2p",
     Direction.H2H: "d2h",
     Direction.MIXED: "h2d",
 }
@@ -66,7 +71,7 @@ def route_key(direction: Direction, *, pageable: bool = False) -> str:
         Whether some of the host memory is pageable, so that the driver has to stage it.
     """
     name = _MEASURED_AS[direction]
-    return f"{name}{_PAGEABLE}" if pageable and name != "d2d" else name
+    return f"{name}{_PAGEABLE}" if pageable and name not in ("d2d", "p2p") else name
 
 
 def route_of(ends: Ends) -> str:
@@ -318,6 +323,10 @@ class CostModel(NamedTuple):
         was measured to be faster than either.
     estimated : str
         Which costs of pageable memory were measured elsewhere, if any, for people.
+    peers_source : str
+        The same of copies between two GPUs.
+    peers : mapping
+        For each kind of pair of GPUs that was measured, as `pair_key` names it, its routes.
     """
 
     routes: Mapping[str, Mapping[Mode, ModeCost]]
@@ -326,9 +335,22 @@ class CostModel(NamedTuple):
     boxes_source: str = ""
     shared: Mapping[tuple[str, int], SharedCost] = MappingProxyType({})
     estimated: str = ""
+    peers_source: str = ""
+    peers: Mapping[str, Mapping[str, Mapping[Mode, ModeCost]]] = MappingProxyType({})
+
+    def between(self, pair: str) -> CostModel:
+        """Return the costs for a pair of GPUs: those measured of its kind, if any were."""
+        measured = self.peers.get(pair)
+        if measured is None:
+            return self
+        return self._replace(
+            routes={**self.routes, **measured}, peers_source=f"{self.source}, between GPUs: {pair}"
+        )
 
     def source_of(self, route: str) -> str:
         """Return on what the costs of a route were measured, for people."""
+        if route in PEER_ROUTES:
+            return self.peers_source or self.source
         if self.estimated and pinned_route(route) is not None:
             return f"{self.source}; {self.estimated}"
         return (route in BOX_ROUTES and self.boxes_source) or self.source

@@ -66,6 +66,9 @@ class Decision(NamedTuple):
     advice : str
         What would make it faster, for a decision that `explain` made of pageable memory; else
         empty.
+    where : str
+        Of copies between two GPUs, which ones, and how they are linked; of parts on several GPUs,
+        which one each runs on; else empty.
     """
 
     mode: Mode
@@ -84,6 +87,7 @@ class Decision(NamedTuple):
     note: str = ""
     estimates: tuple[Estimate, ...] = ()
     advice: str = ""
+    where: str = ""
 
     @property
     def forced(self) -> bool:
@@ -96,7 +100,7 @@ class Decision(NamedTuple):
         if self.note:
             return self.note
         if self.parts:
-            reasons = [f"{part.direction}, {part.reason}" for part in self.parts]
+            reasons = [f"{part.route}, {part.reason}" for part in self.parts]
             return f"{'at once' if self.at_once else 'one after another'}: {'; '.join(reasons)}"
         if self.forced_by:
             return f"forced by {self.forced_by}"
@@ -110,17 +114,23 @@ class Decision(NamedTuple):
     def predicted_us(self) -> float | None:
         """The predicted time from call to completion in microseconds; None if none is known.
 
-        Parts of one direction share the link, so their times add up; directions run side by side.
+        Parts of one direction share the link, so their times add up; directions run side by side,
+        and so do GPUs.
         """
         if self.parts:
-            times: dict[Direction, float] = {}
+            times: dict[str, float] = {}
             for part in self.parts:
                 predicted_us = part.predicted_us
                 if predicted_us is None:
                     return None
-                times[part.direction] = times.get(part.direction, 0.0) + predicted_us
+                times[part.route] = times.get(part.route, 0.0) + predicted_us
             return max(times.values()) if self.at_once else sum(times.values())
         return next((us for us, mode in self.ranked if mode is self.mode and us < math.inf), None)
+
+    @property
+    def route(self) -> str:
+        """Between which sides the bytes move, and where, if there are several GPUs."""
+        return f"{self.direction} ({self.where})" if self.where else str(self.direction)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -136,7 +146,7 @@ class Decision(NamedTuple):
         return (
             f"{' and '.join(self.modes)} for {self.copies} "
             f"{'copy' if self.copies == 1 else 'copies'}, "
-            f"{self.nbytes} bytes, {self.direction}, "
+            f"{self.nbytes} bytes, {self.route}, "
             f"{simulated}driver {self.driver_version}: {self.reason}"
         )
 
@@ -167,7 +177,7 @@ class Decision(NamedTuple):
             lines += ["", "at once:" if self.at_once else "one after another:"]
             lines += [
                 f"  {part.mode}, {part.copies} {'copy' if part.copies == 1 else 'copies'}, "
-                f"{part.nbytes} bytes, {part.direction}"
+                f"{part.nbytes} bytes, {part.route}"
                 + (f", {format_us(part.predicted_us)}" if part.predicted_us is not None else "")
                 for part in self.parts
             ]
@@ -229,4 +239,5 @@ def join_decisions(
         parts=joined,
         at_once=at_once,
         note=note,
+        where="",
     )

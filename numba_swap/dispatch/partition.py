@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from numba_swap.copies.copies import Copies
 from numba_swap.copies.ends import SIDES, Ends
-from numba_swap.device.memory import Addresses, Allocation
+from numba_swap.device.memory import Addresses, Allocation, MemoryKind
 from numba_swap.dispatch.cost_model import CLASS_EDGES, share_out
 
 Rows = npt.NDArray[np.intp]
@@ -39,29 +39,52 @@ def by_share(copies: Copies, share: float) -> tuple[Copies, Copies]:
 def by_direction(copies: Copies) -> tuple[Copies, ...]:
     """Return the copies of each direction, those over a host link first; `copies` if all are one.
 
-    A copy lies in one allocation at each end, so its direction is that of the two. They stay
-    together where it is not known of every copy in which ones it lies.
+    Where memory of several GPUs takes part, those of each GPU, or pair of GPUs, are apart. A copy
+    lies in one allocation at each end, so its direction is that of the two. They stay together
+    where it is not known of every copy in which ones it lies.
     """
     if by_direction not in copies.memo:
         sources = _allocations_behind(copies.src, copies.ends.sources)
         destinations = _allocations_behind(copies.dst, copies.ends.destinations)
         parts = []
         if sources is not None and destinations is not None:
-            kinds = 2 * _on_device(copies.ends.sources)[sources]
-            kinds += _on_device(copies.ends.destinations)[destinations]
-            for kind in (1, 2, 0, 3):  # host to device, device to host; within the host, the device
-                rows = np.flatnonzero(kinds == kind)
-                if rows.size:
-                    ends = Ends.of(
-                        _present(sources[rows], copies.ends.sources),
-                        _present(destinations[rows], copies.ends.destinations),
-                        copies.ends.owners,
-                        copies.ends.producer_streams,
-                    )
-                    parts.append(copies.select(rows, ends))
-        copies.memo[by_direction] = (copies,) if len(parts) <= 1 else tuple(parts)
+            read, written = _gpus_of(copies.ends, sources, destinations)
+            numbers = int(max(read.max(initial=0), written.max(initial=0))) + 2
+            kinds = (read + 1) * numbers + written + 1
+            present = [
+                divmod(kind, numbers) for kind in np.flatnonzero(np.bincount(kinds)).tolist()
+            ]
+            for reads, writes in sorted(present, key=_order):
+                rows = np.flatnonzero(kinds == reads * numbers + writes)
+                ends = Ends.of(
+                    _present(sources[rows], copies.ends.sources),
+                    _present(destinations[rows], copies.ends.destinations),
+                    copies.ends.owners,
+                    copies.ends.producer_streams,
+                )
+                parts.append(copies.select(rows, ends))
+        one = len(parts) <= 1 and len(copies.ends.devices) <= 1
+        copies.memo[by_direction] = (copies,) if one or not parts else tuple(parts)
     found: tuple[Copies, ...] = copies.memo[by_direction]
     return found
+
+
+def _order(kind: tuple[int, int]) -> tuple[int, int, int]:
+    """Return by what parts are ordered: to a GPU, from one, within the host, within or between."""
+    reads, writes = kind  # 0 the host, else the number of a GPU, from 1 on
+    return {(0, 1): 0, (1, 0): 1, (0, 0): 2, (1, 1): 3}[bool(reads), bool(writes)], writes, reads
+
+
+def _gpus_of(ends: Ends, sources: Rows, destinations: Rows) -> tuple[Rows, Rows]:
+    """Return the GPU that each copy reads, and that it writes; -1 for the host.
+
+    Managed memory counts as that of the GPU at the other end.
+    """
+    read, written = _on_gpus(ends.sources)[sources], _on_gpus(ends.destinations)[destinations]
+    read_managed = _managed(ends.sources)[sources] & (written >= 0)
+    written_managed = _managed(ends.destinations)[destinations] & (read >= 0)
+    read = np.where(read_managed, written, read)
+    return read, np.where(written_managed, read, written)
 
 
 def _allocations_behind(addresses: Addresses, allocations: Sequence[Allocation]) -> Rows | None:
@@ -78,8 +101,14 @@ def _allocations_behind(addresses: Addresses, allocations: Sequence[Allocation])
     return which
 
 
-def _on_device(allocations: Sequence[Allocation]) -> Rows:
-    return np.array([SIDES[a.kind] == "device" for a in allocations], dtype=np.intp)
+def _on_gpus(allocations: Sequence[Allocation]) -> Rows:
+    return np.array(
+        [a.device if SIDES[a.kind] == "device" else -1 for a in allocations], dtype=np.intp
+    )
+
+
+def _managed(allocations: Sequence[Allocation]) -> npt.NDArray[np.bool_]:
+    return np.array([a.kind is MemoryKind.MANAGED for a in allocations], dtype=np.bool_)
 
 
 def _present(which: Rows, allocations: Sequence[Allocation]) -> tuple[Allocation, ...]:

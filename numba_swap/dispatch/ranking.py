@@ -21,7 +21,7 @@ def block_limit(
     """Return the most thread blocks that a kernel may have; None for no limit."""
     if policy is not Policy.OVERLAP:
         return max_blocks
-    within = direction is Direction.D2D
+    within = direction in (Direction.D2D, Direction.P2P)
     blocks = tuning.overlap_blocks_within_device if within else tuning.overlap_blocks
     return blocks if max_blocks is None else min(blocks, max_blocks)
 

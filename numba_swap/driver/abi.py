@@ -24,11 +24,13 @@ ERROR_NOT_INITIALIZED = 3
 ERROR_STUB_LIBRARY = 34
 ERROR_NO_DEVICE = 100
 ERROR_INVALID_CONTEXT = 201
+ERROR_PEER_ACCESS_UNSUPPORTED = 217
 ERROR_OPERATING_SYSTEM = 304
 ERROR_INVALID_HANDLE = 400
 ERROR_NOT_FOUND = 500
 ERROR_NOT_READY = 600
 ERROR_ILLEGAL_ADDRESS = 700
+ERROR_PEER_ACCESS_ALREADY_ENABLED = 704
 ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
 ERROR_STREAM_CAPTURE_INVALIDATED = 901
 ERROR_STREAM_CAPTURE_IMPLICIT = 906
@@ -58,6 +60,11 @@ DEVICE_COMPUTE_CAPABILITY_MAJOR = 75
 DEVICE_COMPUTE_CAPABILITY_MINOR = 76
 DEVICE_PAGEABLE_MEMORY_ACCESS = 88
 DEVICE_CONCURRENT_MANAGED_ACCESS = 89
+
+# CUdevice_P2PAttribute
+P2P_PERFORMANCE_RANK = 1
+P2P_ACCESS_SUPPORTED = 2
+P2P_NATIVE_ATOMIC_SUPPORTED = 3
 
 # Streams. Handle 0 is the legacy default stream in the functions used here (no `_ptsz`).
 STREAM_LEGACY = 1
@@ -242,6 +249,14 @@ PROTOTYPES: dict[str, Prototype] = {
         Prototype("cuCtxGetCurrent", 4000, (POINTER(_HANDLE),)),
         Prototype("cuCtxSetCurrent", 4000, (_HANDLE,)),
         Prototype("cuCtxGetDevice", 2000, (POINTER(c_int),)),
+        Prototype("cuDeviceCanAccessPeer", 4000, (POINTER(c_int), c_int, c_int), essential=False),
+        Prototype(
+            "cuDeviceGetP2PAttribute",
+            8000,
+            (POINTER(c_int), c_int, c_int, c_int),
+            essential=False,
+        ),
+        Prototype("cuCtxEnablePeerAccess", 4000, (_HANDLE, c_uint), essential=False),
         Prototype("cuPointerGetAttributes", 7000, (c_uint, c_void_p, c_void_p, _ADDRESS)),
         Prototype("cuMemAlloc", 3020, (POINTER(_ADDRESS), c_size_t)),
         Prototype("cuMemHostAlloc", 2020, (POINTER(c_void_p), c_size_t, c_uint)),

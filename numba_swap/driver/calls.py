@@ -140,6 +140,32 @@ class Driver(WorkCalls):
         self._check(self._cuCtxGetDevice(byref(device)), "cuCtxGetDevice")
         return device.value
 
+    def can_access_peer(self, device: int, peer: int) -> bool:
+        """Whether kernels of a device may be given access to the memory of another."""
+        if not self.has("cuDeviceCanAccessPeer"):
+            return False
+        self.initialize()
+        can = c_int()
+        self._check(self._cuDeviceCanAccessPeer(byref(can), device, peer), "cuDeviceCanAccessPeer")
+        return bool(can.value)
+
+    def peer_attribute(self, attribute: int, device: int, peer: int) -> int:
+        """One ``CUdevice_P2PAttribute`` of two devices; 0 where the driver does not tell."""
+        if not self.has("cuDeviceGetP2PAttribute"):
+            return 0
+        self.initialize()
+        value = c_int()
+        code = self._cuDeviceGetP2PAttribute(byref(value), attribute, device, peer)
+        self._check(code, "cuDeviceGetP2PAttribute")
+        return value.value
+
+    def enable_peer_access(self, peer: int) -> None:
+        """Let the calling thread's context reach the memory of another one, if it does not yet."""
+        with self.relaxed_capture():
+            code = self._cuCtxEnablePeerAccess(peer, 0)
+        if code != abi.ERROR_PEER_ACCESS_ALREADY_ENABLED:
+            self._check(code, "cuCtxEnablePeerAccess")
+
     @functools.cached_property
     def _probed(self) -> tuple[int, int, int]:
         """Addresses that `native.driver_calls.probe` needs."""

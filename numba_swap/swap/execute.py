@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 
 from numba_swap.copies.ends import Ends
 from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import LaunchContext
+from numba_swap.errors import DriverCallError
 from numba_swap.swap.context import wait_for_producers
 from numba_swap.swap.select import Selection
 from numba_swap.swap.steps import reserve, submit_step, submit_steps
@@ -42,6 +44,8 @@ def execute(
     reserved = [reserve(step, launch, forked=forked) for step in known]
     with launch.context.stream_lock(launch.stream):
         del reserved  # for the steps to take
+        for stream, owner in launch.others:
+            launch.context.wait_for(stream, launch.stream, owner)
         for some in ends:
             if some.producer_streams:
                 wait_for_producers(some, launch)
@@ -52,11 +56,21 @@ def execute(
             else:
                 submit_steps(made, launch, work, forked=forked)
             work.close(launch.stream)
+            _let_others_follow(launch)
         except BaseException as error:
             if capturing and getattr(error, "submitted", None) == 0:
                 work.cancel()
             else:
                 # A part may have been submitted: its memory must last until that part is over.
                 work.close_after_failure(launch.stream)
+                with contextlib.suppress(DriverCallError):  # the first error is the one to be told
+                    _let_others_follow(launch)
             raise
     return Transfer(work, decision, capturing)
+
+
+def _let_others_follow(launch: LaunchContext) -> None:
+    """Let the streams of other GPUs, in whose order the work stands, too, wait for it."""
+    for stream, owner in launch.others:
+        with launch.driver.activate(owner.handle):
+            owner.wait_for(launch.stream, stream, launch.context)

@@ -45,7 +45,8 @@ class Plan:
         self._devices = devices
         self._ends = ends
         self._direction = direction
-        self._device = next((some.device for some in ends if some.device is not None), None)
+        gpus = tuple(dict.fromkeys(device for some in ends for device in some.devices))
+        self._device, self._others = (gpus[0] if gpus else None), gpus[1:]
         self.last: PreparedRun | None = None
         self._selected: tuple[tuple[object, ...], Selection] | None = None
 
@@ -63,7 +64,7 @@ class Plan:
         ----------
         stream : Numba stream, object with ``__cuda_stream__``, int or None
             Where the copies are enqueued, after the work already there and before what follows.
-            None is Numba's default stream.
+            None is Numba's default stream, of every GPU whose memory takes part.
         mode : {"auto", "batch", "loop", "kernel", "staged"} or Mode, optional
             How to copy, as for `numba_swap.swap_blocks`.
         policy : {"throughput", "overlap", "latency"} or Policy, optional
@@ -92,11 +93,12 @@ class Plan:
             if transfer is not None:
                 return transfer
         options = RunOptions(stream, mode, max_blocks, policy)
-        with launching(self._devices, self._device, self._direction, options) as launch:
+        with self._launching(options) as launch:
             selection = self.select(launch, mode)
             transfer = execute(selection, launch, self._ends, (self._held(), stream))
             # Without memory of a GPU, a default stream is that of whatever context is current.
             fixed = self._device is not None or not launch.driver.is_default_stream(launch.stream)
+            fixed = fixed and not launch.others
             if fixed and not any(some.producer_streams for some in self._ends):
                 self.last = prepared_from(options, launch, selection) or self.last
         return transfer
@@ -129,8 +131,11 @@ class Plan:
             If a forced mode cannot run these copies.
         """
         options = RunOptions(stream, mode, max_blocks, policy)
-        with launching(self._devices, self._device, self._direction, options) as launch:
+        with self._launching(options) as launch:
             return self._explain(launch, mode)
+
+    def _launching(self, options: RunOptions) -> launching:
+        return launching(self._devices, self._device, self._direction, options, self._others)
 
     def _held(self) -> object:
         """Return what must outlive a run."""
@@ -200,8 +205,8 @@ class CopyPlan(Plan):
 
     def _explain(self, launch: LaunchContext, mode: Mode | str | None) -> Decision:
         decision = self.select(launch, mode).decision
-        if len(self.copies) == 0:
-            return decision
+        if len(self.copies) == 0 or (self._others and self._direction is not Direction.P2P):
+            return decision  # of each GPU's part, its own decision tells
         return decision._replace(
             estimates=estimate_modes(self.copies, launch),
             advice=advise(self.copies, launch, decision),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 from numba_swap.copies.copies import Copies, Pairs
+from numba_swap.device.context import Context
 from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.dispatch.settings import Mode
@@ -35,6 +35,8 @@ class Step(NamedTuple):
         Whether other strands share with it what the copy engines get.
     holds : object
         What must outlive it, besides the copies.
+    device : int or None
+        The GPU that it runs on, in a strand of its own; None for that of the user's stream.
     """
 
     work: Copies | Pairs
@@ -44,17 +46,19 @@ class Step(NamedTuple):
     has_waiters: bool = False
     shares_engines: bool = False
     holds: object = None
+    device: int | None = None
 
 
 def reserve(step: Step, launch: LaunchContext, *, forked: bool) -> object:
     """Take the memory that a step will need; return what holds it until it is submitted."""
-    if forked:
-        launch = _beside(step, launch)
-    if isinstance(step.work, Pairs):
-        exchange.reserve(step.work, launch)
-        return None
-    module: Any = MODES[step.mode]
-    return module.reserve(step.work, launch) if hasattr(module, "reserve") else None
+    with _context_of(step, launch):
+        if forked:
+            launch = _beside(step, launch)
+        if isinstance(step.work, Pairs):
+            exchange.reserve(step.work, launch)
+            return None
+        module: Any = MODES[step.mode]
+        return module.reserve(step.work, launch) if hasattr(module, "reserve") else None
 
 
 def submit_steps(
@@ -84,17 +88,18 @@ def submit_steps(
             _submit(step, number, launch, work)
         return
     with _ForkedStreams(launch, work) as streams:
-        streams.mark(_BEFORE_ALL, launch.stream)
+        streams.mark(_BEFORE_ALL, launch)
         for number, step in enumerate(steps):
-            inside = streams.enter(step)
-            _submit(step, number, inside, work)
-            if step.has_waiters:
-                streams.mark(number, inside.stream)
-            else:
-                # An event behind every piece, though nobody asks: without, where one direction
-                # follows the other piece by piece, the copy engines reached 0.84 of the link
-                # instead of 0.98 (256 KiB blocks, H100, driver 580).
-                work.close(inside.stream)
+            with _context_of(step, launch):
+                inside = streams.enter(step)
+                _submit(step, number, inside, work)
+                if step.has_waiters:
+                    streams.mark(number, inside)
+                elif inside.context is launch.context:
+                    # An event behind every piece, though nobody asks: without, where one direction
+                    # follows the other piece by piece, the copy engines reached 0.84 of the link
+                    # instead of 0.98 (256 KiB blocks, H100, driver 580).
+                    work.close(inside.stream)
 
 
 def submit_step(step: Step, launch: LaunchContext, work: InFlight) -> None:
@@ -121,45 +126,64 @@ class _ForkedStreams:
         self._work = work
         self._strands: dict[Hashable, LaunchContext] = {}
         # Behind each step that has waiters, and behind the user's work so far.
-        self._events: dict[int, int] = {}
+        self._events: dict[int, tuple[int, Context]] = {}
 
     def __enter__(self) -> _ForkedStreams:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         context = self._launch.context
-        sides = [inside.stream for inside in self._strands.values()]
+        strands = self._strands.values()
+        sides, owners = [i.stream for i in strands], [i.context for i in strands]
         first = contextlib.nullcontext() if kind is None else contextlib.suppress(DriverCallError)
         try:
             with first:  # the first error is the one to be told
-                lose = functools.partial(self._work.lose, *sides)
-                context.join(sides, self._launch.stream, lose)
+                context.join(sides, self._launch.stream, self._lose_all, owners)
         finally:
-            for event in self._events.values():  # all that waits for them has been enqueued
-                context.give_event(event)
+            for event, owner in self._events.values():  # all that waits for them has been enqueued
+                owner.give_event(event)
+
+    def _lose_all(self) -> None:
+        for inside in self._strands.values():
+            self._work.lose(inside.stream, of=inside.context)
 
     def enter(self, step: Step) -> LaunchContext:
-        """Return where a step is submitted, in a stream that waits for what must come first."""
+        """Return where a step is submitted, in a stream that waits for what must come first.
+
+        Its context is the calling thread's.
+        """
         launch = self._launch
         inside = self._strands.get(step.strand)
         if inside is None:
-            (stream,) = launch.context.private_streams(1, ("step", step.strand))
-            inside = _beside(step, launch)._replace(stream=stream, key=step.strand)
+            inside = _beside(step, launch)
+            (stream,) = inside.context.private_streams(1, ("step", step.strand))
+            inside = inside._replace(stream=stream, key=step.strand)
             self._strands[step.strand] = inside
-            launch.driver.wait_event(stream, self._events[_BEFORE_ALL])
+            launch.driver.wait_event(stream, self._events[_BEFORE_ALL][0])
         for earlier in step.after:
-            launch.driver.wait_event(inside.stream, self._events[earlier])
+            launch.driver.wait_event(inside.stream, self._events[earlier][0])
         return inside
 
-    def mark(self, number: int, stream: int) -> None:
+    def mark(self, number: int, inside: LaunchContext) -> None:
         """Put an event behind what is in a stream now, by the number of its last step."""
-        event = self._events[number] = self._launch.context.take_event()
-        self._launch.driver.record_event(event, stream)
+        event = inside.context.take_event()
+        self._events[number] = event, inside.context
+        inside.driver.record_event(event, inside.stream)
 
 
 _BEFORE_ALL = -1
+_NO_OTHER = contextlib.nullcontext()
+
+
+def _context_of(step: Step, launch: LaunchContext) -> contextlib.AbstractContextManager[None]:
+    """Let the context of the GPU that a step runs on be the calling thread's."""
+    if step.device is None or step.device == launch.device.ordinal:
+        return _NO_OTHER
+    return launch.driver.activate(launch.devices.primary(step.device).handle)
 
 
 def _beside(step: Step, launch: LaunchContext) -> LaunchContext:
-    """Return under which conditions a step runs in a strand of its own."""
+    """Return where, and under which conditions, a step runs in a strand of its own."""
+    if step.device is not None:
+        launch = launch.on(step.device)
     return launch.under(beside=True, shares_engines=step.shares_engines)

@@ -11,6 +11,7 @@ from numba_swap.copies.from_arrays import plan_layers, read_mapping
 from numba_swap.copies.from_pointers import Validation, plan_pointers
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.copies.layers import LayerPair, device_of, read_arrays
+from numba_swap.device.device import Device
 from numba_swap.device.devices import Devices, devices_of
 from numba_swap.device.streams import stream_handle
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
@@ -20,7 +21,7 @@ from numba_swap.dispatch.cost_model import uniform_workload, workload_of
 from numba_swap.dispatch.ranking import rank, split_by_share
 from numba_swap.dispatch.settings import Mode, Policy, current_settings
 from numba_swap.driver.current import current_driver
-from numba_swap.errors import ModeUnavailableError
+from numba_swap.errors import BadArgumentError, ModeUnavailableError, brief
 from numba_swap.modes.kernel import exchange, launch
 from numba_swap.swap.context import RunOptions
 from numba_swap.swap.plan import CopyPlan
@@ -106,7 +107,8 @@ def swap_blocks(
     stream : stream, int or None, optional
         Where the copies are enqueued, after the work already there and before what follows: a
         stream of Numba, PyTorch, CuPy or PyCUDA, any object with ``__cuda_stream__``, or a handle.
-        None is Numba's default stream.
+        None is Numba's default stream, of every GPU whose memory takes part. In a stream of yet
+        another GPU the copies only stand in that stream's order.
     mode : {"auto", "batch", "loop", "kernel", "staged"} or Mode, optional
         How to copy; ``"auto"`` chooses by the driver, the memory and the sizes, whatever
         `override` or the environment force. By default what these force, else ``"auto"``.
@@ -254,15 +256,22 @@ def swap_blocks_batch(
     return plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
 
 
-def warm_up() -> None:
+def warm_up(device: int | None = None) -> None:
     """Pay on purpose for what the first swap would pay for: compilers, and the GPU's context.
 
     The first process on a machine compiles the kernels and the compiled parts of planning,
     which are kept in Numba's cache on disk. On H200 machines that took 7 to 10 seconds in all, and
     later processes 2, most of it to import Numba and to make the context. Nothing is copied.
 
+    Parameters
+    ----------
+    device : int, optional
+        Which GPU; by default that of the calling thread's context, or else the first.
+
     Raises
     ------
+    BadArgumentError
+        There is no such GPU.
     DriverUnavailableError
         No CUDA driver or device.
     ModeUnavailableError
@@ -273,17 +282,31 @@ def warm_up() -> None:
     settings = current_settings()
     if settings.cap(devices.driver.version) < launch.SINCE:
         return
-    current = devices.driver.probe(0)[0]
-    device = devices.context(current).device if current else devices[0]
-    with devices.in_a_context(device.ordinal):
-        conditions = Conditions(capabilities_of(device, settings))
+    if device is None:
+        current = devices.driver.probe(0)[0]
+        gpu = devices.context(current).device if current else devices[0]
+        there = devices.in_a_context(gpu.ordinal)
+    else:
+        gpu = _gpu_of(devices, device)
+        there = devices.driver.activate(gpu.primary_context)
+    with there:
+        conditions = Conditions(capabilities_of(gpu, settings))
         ends = no_copies().ends
         obstacle = launch.why_not(ends, conditions)
         for some in (ends, ends._replace(strided=True)):
-            obstacle = obstacle or launch.load(device, some)
-        obstacle = obstacle or exchange.load(device)
+            obstacle = obstacle or launch.load(gpu, some)
+        obstacle = obstacle or exchange.load(gpu)
     if obstacle is not None:
         raise ModeUnavailableError(Mode.KERNEL, obstacle)
+
+
+def _gpu_of(devices: Devices, ordinal: Any) -> Device:
+    count = devices.driver.device_count()
+    if type(ordinal) is not int or ordinal not in range(count):
+        raise BadArgumentError(
+            f"device={brief(ordinal)} is no GPU: this machine has those from 0 to {count - 1}"
+        )
+    return devices[ordinal]
 
 
 def current_devices() -> Devices:

@@ -96,7 +96,7 @@ def _add_explain(commands: Any) -> None:
         "--sizes", required=True, metavar="LIST", help="lengths of the copies: 4KiB,1MiB"
     )
     explain.add_argument("--count", type=int, default=1024, help="copies in all (default: 1024)")
-    explain.add_argument("--direction", choices=("h2d", "d2h", "d2d"), default="h2d")
+    explain.add_argument("--direction", choices=("h2d", "d2h", "d2d", "p2p"), default="h2d")
     explain.add_argument(
         "--memory",
         choices=("pinned", "pageable", "managed"),
@@ -130,6 +130,9 @@ def _add_calibrate(commands: Any) -> None:
     )
     calibrate.add_argument(
         "--no-store", action="store_true", help="only show it; later processes do not use it"
+    )
+    calibrate.add_argument(
+        "--pairs", action="store_true", help="also copies from one GPU to another"
     )
     calibrate.set_defaults(run=_calibrate)
 
@@ -210,5 +213,5 @@ def _explain(parsed: argparse.Namespace) -> int:
 def _calibrate(parsed: argparse.Namespace) -> int:
     from numba_swap.tools.bench.calibrate import run_with_progress
 
-    run_with_progress(store=not parsed.no_store)
+    run_with_progress(store=not parsed.no_store, pairs=parsed.pairs)
     return 0

@@ -11,10 +11,11 @@ import numpy as np
 from numba_swap.copies.ends import Direction, Ends
 from numba_swap.device.devices import devices_of
 from numba_swap.device.memory import Allocation, MemoryKind
-from numba_swap.dispatch.calibration import find_costs
+from numba_swap.device.peers import Link
+from numba_swap.dispatch.calibration import costs_between, find_costs
 from numba_swap.dispatch.choice import advise_pinning, decide, estimate
 from numba_swap.dispatch.conditions import Conditions, driver_capabilities
-from numba_swap.dispatch.cost_model import Workload, class_of, route_of
+from numba_swap.dispatch.cost_model import CostModel, Workload, class_of, route_of
 from numba_swap.dispatch.decision import Decision
 from numba_swap.dispatch.ranking import block_limit
 from numba_swap.dispatch.settings import (
@@ -33,7 +34,12 @@ from numba_swap.modes import MODES
 from numba_swap.tools.units import MOST_BYTES
 
 _NEWEST = DriverVersion(13, 0)
-DIRECTIONS = {"h2d": Direction.H2D, "d2h": Direction.D2H, "d2d": Direction.D2D}
+DIRECTIONS = {
+    "h2d": Direction.H2D,
+    "d2h": Direction.D2H,
+    "d2d": Direction.D2D,
+    "p2p": Direction.P2P,
+}
 _MOST_COPIES = (1 << 63) - 1
 _HOST_MEMORY = (MemoryKind.PINNED, MemoryKind.PAGEABLE, MemoryKind.MANAGED)
 
@@ -56,8 +62,10 @@ def explain_copy(
 
     Parameters
     ----------
-    direction : {"h2d", "d2h", "d2d"} or Direction
-        Host to device, device to host, or within the device.
+    direction : {"h2d", "d2h", "d2d", "p2p"} or Direction
+        Host to device, device to host, within the device, or from the first GPU to the second: if
+        there are no two, as if there were, joined by NVLink; whether they would be staged in host
+        memory, where there is no peer access, is not said.
     sizes : int or sequence of int
         Lengths in bytes.
     count : int
@@ -66,7 +74,8 @@ def explain_copy(
         The driver to answer for, 11.3 or later, with the GPU that the shipped costs were measured
         on. By default the driver of this machine, with its calibration; where there is none, 13.0.
     host_memory : {"pinned", "pageable", "managed"}
-        What the host side is. Managed memory counts as device memory. Ignored for "d2d".
+        What the host side is. Managed memory counts as device memory. Ignored for "d2d" and
+        "p2p".
     capturing : bool
         Whether the stream is being captured into a CUDA graph.
     mode : {"auto", "batch", "loop", "kernel", "staged"} or Mode, optional
@@ -115,10 +124,15 @@ def explain_copy(
     driver = _driver(driver_version)
     settings = current_settings()
     policy = settings.policy if policy is None else parse_policy(policy)
-    costs = find_costs(devices_of(driver)[0])
+    costs, link = find_costs(devices_of(driver)[0]), None
     ends = _ends(direction, memory)
+    capabilities = driver_capabilities(driver, settings)
+    if direction is Direction.P2P:
+        costs, link = _between_first_two(driver)
+        peers = frozenset() if link is Link.NONE else frozenset({0})
+        capabilities = driver_capabilities(driver, settings, 1, peers=peers)
     conditions = Conditions(
-        driver_capabilities(driver, settings),
+        capabilities,
         capturing,
         policy,
         block_limit(costs.tuning, policy, ends.direction, max_blocks),
@@ -140,7 +154,16 @@ def explain_copy(
             decision,
             lambda candidate: MODES[candidate].why_not(pinned, conditions),
         ),
+        where=f"0 to 1, {link}" if link else "",
     )
+
+
+def _between_first_two(driver: Driver) -> tuple[CostModel, Link]:
+    """Return what copies from the first GPU to the second cost, and how the two are linked."""
+    devices = devices_of(driver)
+    if driver.device_count() < 2:
+        return find_costs(devices[0]), Link.NVLINK
+    return costs_between(devices[1], devices[0]), devices.link(1, 0)
 
 
 def _workload(route: str, lengths: Sequence[int], count: int) -> Workload:
@@ -206,4 +229,6 @@ def _ends(direction: Direction, host_memory: MemoryKind) -> Ends:
     host, device = ((Allocation(0, 0, kind, 0, 0),) for kind in (host_memory, MemoryKind.DEVICE))
     sources = host if direction is Direction.H2D else device
     destinations = host if direction is Direction.D2H else device
+    if direction is Direction.P2P:
+        destinations = (device[0]._replace(device=1),)
     return Ends.of(sources, destinations)

@@ -678,9 +678,13 @@ def allocation(kind, device=0):
         ("PINNED:0", "DEVICE:1", "H2D", 1),
         ("MANAGED:1", "PAGEABLE:0", "D2H", 1),
         ("PINNED:2", "PAGEABLE:0", "H2H", None),
-        ("DEVICE:1", "DEVICE:2", "D2D", 1),
+        ("DEVICE:1", "DEVICE:1", "D2D", 1),
+        ("DEVICE:1", "DEVICE:2", "P2P", 2),  # the one that is written
+        ("DEVICE:1 DEVICE:2", "DEVICE:1 DEVICE:2", "MIXED", 1),
+        ("DEVICE:1 DEVICE:2", "DEVICE:2", "MIXED", 1),
+        ("PINNED:0", "DEVICE:2 DEVICE:1", "H2D", 2),
         ("MANAGED:1", "DEVICE:2", "D2D", 2),  # device memory decides, wherever it stands
-        ("DEVICE:1 MANAGED:2", "MANAGED:3 DEVICE:4", "D2D", 1),
+        ("DEVICE:1 MANAGED:2", "MANAGED:3 DEVICE:4", "P2P", 4),
         ("MANAGED:3 MANAGED:4", "PINNED:0", "D2H", 3),
         ("PINNED:0 DEVICE:1", "DEVICE:1", "MIXED", 1),
         ("DEVICE:1 PINNED:0", "PINNED:1", "MIXED", 1),

@@ -6,7 +6,8 @@ from numba_swap.device.tuning import DEFAULT_TUNING, SIMULATED_TUNING, Tuning, w
 
 WORDS = ["chunk_bytes", "ring_piece_bytes", "ring_smallest_bytes"]
 BYTES = [name for name in Tuning._fields if name.endswith("bytes") and name not in WORDS]
-WARPS = ["link_threads", "device_threads", "exchange_threads"]
+GRIDS = ("link_", "device_", "peer_", "exchange_")
+WARPS = ["link_threads", "device_threads", "peer_threads", "exchange_threads"]
 FACTORS = [name for name, value in DEFAULT_TUNING._asdict().items() if isinstance(value, float)]
 COUNTS = [name for name in Tuning._fields if name not in {*BYTES, *WARPS, *FACTORS, *WORDS}]
 
@@ -74,7 +75,7 @@ def test_a_simulated_kernel_has_few_threads():
         for name in Tuning._fields
         if getattr(SIMULATED_TUNING, name) != getattr(DEFAULT_TUNING, name)
     }
-    grids = {name for name in Tuning._fields if name.startswith(("link_", "device_", "exchange_"))}
+    grids = {name for name in Tuning._fields if name.startswith(GRIDS)}
     assert changed == grids
     assert {getattr(SIMULATED_TUNING, name) for name in WARPS} == {32}
     assert {getattr(SIMULATED_TUNING, name) for name in grids - set(WARPS)} == {4}

@@ -19,19 +19,22 @@ from numba_swap.device.tuning import DEFAULT_TUNING, SIMULATED_TUNING, Tuning
 from numba_swap.dispatch import calibration
 from numba_swap.dispatch.calibration import (
     Key,
-    costs_as_json,
     costs_from,
+    fill_peer_routes,
     find_costs,
     key_of,
     load_document,
     path_of,
     reference_costs,
+    routes_as_json,
     shipped_document,
     shipped_files,
     use_costs,
 )
 from numba_swap.dispatch.cost_model import (
     CLASSES,
+    OWN_ROUTES,
+    PEER_ROUTES,
     ROUTES,
     ROW_EDGES,
     CostModel,
@@ -67,8 +70,9 @@ def modes_on(route):
 def made_costs():
     """Costs of which no two are equal, the kernel missing where it cannot run."""
     routes = {}
-    for i, route in enumerate(ROUTES):
+    for i, route in enumerate(OWN_ROUTES):
         routes[route] = {mode: made_cost(10.0 * i + j) for j, mode in enumerate(modes_on(route))}
+    fill_peer_routes(routes)
     shared = {("h2d", 2): SharedCost(0.3, 40.0, 18.5), ("d2h odd boxes", 0): SharedCost(0.1, 0, 1)}
     return CostModel(routes, "made up", shared=shared)
 
@@ -82,14 +86,14 @@ class RealLooking(SimulatedLibrary):
 
     simulated = False
 
-    def __init__(self, version=(13, 0)):
-        super().__init__(ns.DriverVersion(*version))
+    def __init__(self, version=(13, 0), **others):
+        super().__init__(ns.DriverVersion(*version), **others)
         self.path = "/nowhere/libcuda.so.580.65.06"
 
 
-def simulated_gpu(driver):
+def simulated_gpu(driver, peer=None):
     """The GPU of a driver that says it is real."""
-    return BenchGPU(driver, SimulatedGPU(driver))
+    return BenchGPU(driver, SimulatedGPU(driver), peer)
 
 
 @pytest.fixture(autouse=True)
@@ -597,7 +601,8 @@ def test_costs_survive_json():
     again = json.loads(json.dumps(document))
     calibration._check(again)
     assert costs_from(again).routes == made_costs().routes
-    assert costs_as_json(costs_from(again)) == document["costs"]
+    own = {route: costs_from(again).routes[route] for route in OWN_ROUTES}
+    assert routes_as_json(own) == document["costs"]
 
 
 @pytest.mark.parametrize("name", shipped_files())
@@ -650,7 +655,7 @@ def test_on_a_simulated_driver_nothing_is_stored_and_the_command_says_so(folder,
         for line in lines
         if line.startswith(("h2d", "d2"))
     }
-    assert measured == {(*route.split(), mode) for route in ROUTES for mode in modes_on(route)}
+    assert measured == {(*route.split(), mode) for route in OWN_ROUTES for mode in modes_on(route)}
     # 5 routes of 2 lengths and 2 counts; no kernel where memory is pageable. 6 of boxes.
     assert len(found.cells) == 4 * (3 * 3 + 2 * 3) + 4 * 6 * 3
     assert [progress.done for progress in seen] == list(range(20 + 24))
@@ -856,3 +861,96 @@ def test_a_table_can_be_printed_of_any_fit():
     assert "1 swaps measured" in text
     assert "Stored in there." in text
     assert "simulated" not in text
+
+
+# -- several GPUs -------------------------------------------------------------------------------
+
+
+def test_pairs_are_measured_if_that_is_asked_for(small, capsys):
+    links = [[False, "NVLink", "PCIe"], ["NVLink", False, "PCIe"], ["PCIe", "PCIe", False]]
+    with ns.simulate(devices=3, peer_access=links) as gpu:
+        alone = ns.calibrate()
+        assert alone.others == ()
+        assert gpu.library.active_devices == {0}  # of those of one name one is enough
+        steps = []
+        found = ns.calibrate(pairs=True, progress=steps.append)
+        assert cli.main(["calibrate", "--no-store", "--pairs"]) == 0
+    assert [other.what for other in found.others] == [
+        "Simulated GPU from Simulated GPU, NVLink",
+        "Simulated GPU from Simulated GPU, PCIe",
+    ]
+    for other in found.others:
+        assert {cell.load.route for cell in other.cells} == set(PEER_ROUTES)
+        assert other.costs.routes["h2d"] == found.costs.routes["h2d"]
+        assert other.costs.routes["p2p"] != reference_costs().routes["p2p"]
+        assert set(other.costs.routes["p2p"]) == set(modes_on("p2p"))
+    assert set(found.costs.peers) == {"Simulated GPU, NVLink", "Simulated GPU, PCIe"}
+    assert {step.what.split(",")[0] for step in steps} >= {str(ns.Direction.P2P)}
+    report = capsys.readouterr().out
+    assert "Simulated GPU from Simulated GPU, PCIe:" in report
+    assert "p2p odd boxes" in report
+
+
+def test_a_calibration_of_the_second_gpu_uses_that(small):
+    with ns.simulate(devices=2) as gpu:
+        devices = devices_of(gpu.driver)
+        with gpu.driver.activate(devices[1].primary_context):
+            ns.calibrate()
+        assert gpu.library.active_devices == {1}
+        assert gpu.driver.probe(0)[0] == 0
+
+
+def test_costs_of_pairs_are_kept_by_their_kind(folder):
+    links = [[False, "NVLink", "PCIe"], ["NVLink", False, "PCIe"], ["PCIe", "PCIe", False]]
+    driver = Driver(RealLooking(devices=3, peer_access=links))
+    driver.current_context()
+    devices = devices_of(driver)
+    assert calibration.pair_key(devices[0], devices[2]) == "Simulated GPU, PCIe"
+    measured = {route: {mode: made_cost(7.0) for mode in Mode} for route in PEER_ROUTES}
+    costs = made_costs()._replace(peers={"Simulated GPU, PCIe": measured})
+    measuring._write(
+        path_of(key_of(devices[0])), measuring._document(key_of(devices[0])._asdict(), costs, [])
+    )
+    over_nvlink, over_pcie = (
+        calibration.costs_between(devices[0], devices[peer]) for peer in (1, 2)
+    )
+    assert over_nvlink.routes["p2p"] == reference_costs().routes["p2p"]
+    assert over_nvlink.source_of("p2p") == reference_costs().peers_source
+    assert over_pcie.routes["p2p"] == measured["p2p"]
+    assert over_pcie.source_of("p2p").endswith("between GPUs: Simulated GPU, PCIe")
+    assert over_pcie.routes["h2d"] == over_nvlink.routes["h2d"] == costs.routes["h2d"]
+    # Always the same, until the GPU gets other costs.
+    assert calibration.costs_between(devices[0], devices[2]) is over_pcie
+    use_costs(devices[0], costs._replace(peers={}))
+    assert calibration.costs_between(devices[0], devices[2]).routes["p2p"] != measured["p2p"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([], "pairs is \\[\\], no object"),
+        ({"some": {}}, "pairs.some.loop is missing"),
+        ({"some": {"loop": {}}}, "pairs.some.loop.p2p is missing"),
+        ({"some": {"loop": {"p2p": {}}}}, "pairs.some.loop.p2p.start_us is missing"),
+        ({"some": {"loop": {"p2p": 1}, "lop": {}}}, "no object|is no mode"),
+    ],
+)
+def test_costs_of_pairs_that_are_none(driver, pairs, words):
+    document = made_document(key_of(device_of(driver)))
+    document["pairs"] = pairs
+    path = path_of(key_of(device_of(driver)))
+    measuring._write(path, document)
+    with pytest.raises(CalibrationError, match=words):
+        load_document(path)
+
+
+def test_files_of_before_there_were_pairs_are_read(driver):
+    document = made_document(key_of(device_of(driver)))
+    del document["pairs"]
+    measuring._write(path_of(key_of(device_of(driver))), document)
+    costs = find_costs(device_of(driver))
+    assert costs.source.startswith("Simulated GPU")
+    assert costs.routes["p2p"] == reference_costs().routes["p2p"]
+    assert (
+        costs.routes["p2p boxes"] == costs.routes["d2d boxes"] == made_costs().routes["d2d boxes"]
+    )

@@ -217,3 +217,31 @@ def test_merged_copies_of_different_lengths_keep_what_they_need():
     assert together.src.tolist() == [0, 320]
     assert together.sizes.tolist() == [192, 16]
     assert (together.ends.owners, together.ends.producer_streams) == ((owner,), (7,))
+
+
+def test_copies_of_several_gpus_are_parted_by_gpu_and_pair():
+    there = Allocation(9 * MIB, 10 * MIB, MemoryKind.DEVICE, 1, 0)
+    ends = (DEVICE, there, PINNED, MANAGED)
+    src = [PINNED, DEVICE, there, there, DEVICE, MANAGED, PINNED]
+    dst = [there, there, DEVICE, PINNED, DEVICE, there, DEVICE]
+    copies = make_copies(
+        np.array([a.start for a in dst], np.uint64),
+        np.array([a.start for a in src], np.uint64) + np.uint64(64),
+        64,
+        ends,
+        ends,
+    )
+    parts = by_direction(copies)
+    found = [(part.direction, part.ends.devices, len(part)) for part in parts]
+    assert found == [
+        (ns.Direction.H2D, (0,), 1),
+        (ns.Direction.H2D, (1,), 1),
+        (ns.Direction.D2H, (1,), 1),
+        (ns.Direction.D2D, (0,), 1),
+        (ns.Direction.P2P, (0, 1), 1),
+        (ns.Direction.P2P, (1, 0), 1),
+        (ns.Direction.D2D, (1,), 1),  # what is managed counts as that of the other end
+    ]
+    # All of one GPU, though several might take part: it knows which one.
+    (only,) = by_direction(copies.select(slice(0, 1)))
+    assert (only.direction, only.ends.devices) == (ns.Direction.H2D, (1,))

@@ -53,11 +53,13 @@ def test_the_first_mode_of_the_examples(capsys):
     assert "no kernel: driver 11.8" in text
 
 
-def test_example_without_a_gpu_runs():
-    (code,) = (
-        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "simulate" in block
-    )
-    exec(code, {"ns": ns, "np": np, "mapping": [[17, 0], [3000, 1], [5, 2]]})
+def test_examples_without_a_gpu_run(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    simulated = [block for block in blocks if "simulate" in block]
+    assert len(simulated) == 2
+    for code in simulated:
+        exec(code, {"ns": ns, "np": np, "mapping": [[17, 0], [3000, 1], [5, 2]]})
+    assert "device to another device (0 to 1, NVLink)" in capsys.readouterr().out
 
 
 def test_the_example_of_boxes_runs():

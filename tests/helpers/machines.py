@@ -16,6 +16,7 @@ from numba_swap.copies.ends import Ends
 from numba_swap.copies.inputs.arrays import view_array
 from numba_swap.device import in_flight
 from numba_swap.dispatch.settings import DRIVER_VERSION_VARIABLE
+from numba_swap.driver.simulated.gpu import SimulatedGPU
 
 SIMULATED_MODES = {
     "11.4": ["loop"],
@@ -79,6 +80,27 @@ class RealGPU:
         return replay
 
 
+class SecondGPU(SimulatedGPU):
+    """Two simulated GPUs: memory and streams are of the second, and the first one is current."""
+
+    def device_array(self, shape, dtype=np.float64, *, chunk_bytes=None):
+        return super().device_array(shape, dtype, chunk_bytes=chunk_bytes, device=1)
+
+    def stream(self, non_blocking=False):
+        return super().stream(non_blocking, device=1)
+
+
+class BetweenGPUs(SimulatedGPU):
+    """Two simulated GPUs: arrays in turn on the one and the other, streams of the first."""
+
+    _made = 0
+
+    def device_array(self, shape, dtype=np.float64, *, chunk_bytes=None):
+        self._made += 1
+        device = self._made % 2
+        return super().device_array(shape, dtype, chunk_bytes=chunk_bytes, device=device)
+
+
 def capture(gpu, stream, work):
     """Capture what `work` enqueues in a stream; return what launches it again, and waits."""
     if hasattr(gpu, "capture"):
@@ -105,15 +127,21 @@ def real_modes() -> list[str]:
 
 @dataclass(frozen=True)
 class Case:
-    """One machine and one mode that it has."""
+    """One machine and one mode that it has; of two GPUs, what stands for it."""
 
     machine: str
     mode: str
+    two: type | None = None
 
     @contextmanager
     def open(self):
         if self.machine == "real":
             yield RealGPU()
+        elif self.two is not None:
+            with ns.simulate(driver_version=self.machine, devices=2) as gpu:
+                driver = gpu.driver
+                with driver.activate(driver.primary_context(0)):
+                    yield self.two(driver)
         else:
             with ns.simulate(driver_version=self.machine) as gpu:
                 yield gpu
@@ -135,6 +163,13 @@ CASES = [
     _param(machine, mode)
     for machine, modes in {**SIMULATED_MODES, "real": real_modes()}.items()
     for mode in ["auto", *modes]
+]
+
+# The same promises where there are two GPUs.
+TWO_GPUS = [
+    pytest.param(Case("13.0", mode, two), id=f"{two.__name__}-{mode}")
+    for two in (SecondGPU, BetweenGPUs)
+    for mode in ["auto", *SIMULATED_MODES["13.0"]]
 ]
 
 

@@ -19,11 +19,7 @@ import numba_swap as ns
 from numba_swap.device import in_flight
 from numba_swap.device.addresses import _read_ranges
 from numba_swap.device.devices import devices_of
-from numba_swap.driver.calls import Driver
-from numba_swap.driver.current import enter_driver, leave_driver
-from numba_swap.driver.simulated import Fault, SimulatedLibrary
-from numba_swap.driver.simulated.gpu import SimulatedDeviceArray, SimulatedStream
-from numba_swap.driver.simulated.memory import Kind
+from numba_swap.driver.simulated import Fault
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 ROOT = Path(__file__).parents[2]
@@ -354,49 +350,30 @@ def test_a_stream_destroyed_under_a_transfer(gpu, mode):
     plan.run(mode=mode).wait()
 
 
-class TwoGPUs:
-    """Two simulated devices behind one driver."""
-
-    def __init__(self):
-        self.library = SimulatedLibrary(devices=2)
-        self.driver = Driver(self.library)
-        enter_driver(self.driver)
-
-    def device_array(self, shape, device):
-        allocation = self.library.allocate(int(np.prod(shape)), Kind.DEVICE, device)
-        return SimulatedDeviceArray(self.library, allocation.buffer.reshape(shape))
-
-    def stream(self, device):
-        return SimulatedStream(self.library, self.library.create_stream(device=device))
-
-
-@pytest.fixture
-def two():
-    gpus = TwoGPUs()
-    yield gpus
-    gpus.library.finish()
-    leave_driver(gpus.driver)
-
-
+@pytest.mark.parametrize("access", [True, False])
 @pytest.mark.parametrize("mode", ["auto", *MODES])
 @pytest.mark.parametrize("devices", [(0, 1, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (0, 0, 1)])
-def test_arrays_and_streams_of_another_device(two, mode, devices):
-    """Copied right wherever the stream is; the kernel says that it does not reach it."""
+def test_arrays_and_streams_of_another_device(mode, devices, access):
+    """Copied right wherever the stream is; the kernel says what it does not reach."""
     src_device, dst_device, stream_device = devices
-    src, dst = two.device_array((8, 64), src_device), two.device_array((8, 64), dst_device)
     content = np.random.default_rng(3).integers(0, 256, (8, 64), dtype=np.uint8)
-    src.copy_to_device(content)
-    dst.copy_to_device(np.zeros((8, 64), np.uint8))
-    rows, stream = np.array([[0, 1], [2, 4], [5, 7]]), two.stream(stream_device)
-    if mode == "kernel" and len(set(devices)) > 1:
-        with pytest.raises(ns.ModeUnavailableError, match=r"belongs to device \d, the kernel"):
-            ns.swap_blocks(src, dst, rows, stream=stream, mode=mode)
-        assert not dst.copy_to_host().any()
-        return
-    ns.swap_blocks(src, dst, rows, stream=stream, mode=mode).wait()
-    assert np.array_equal(dst.copy_to_host()[rows[:, 1]], content[rows[:, 0]])
-    ns.swap_blocks(src, dst, rows, mode=mode if src_device == dst_device else "auto").wait()
-    assert two.driver.current_context() == two.driver.primary_context(0)  # as it was
+    with ns.simulate(devices=2, peer_access=access) as two:
+        src, dst = (two.device_array((8, 64), np.uint8, device=k) for k in (src_device, dst_device))
+        src.copy_to_device(content)
+        dst.copy_to_device(np.zeros((8, 64), np.uint8))
+        rows, stream = np.array([[0, 1], [2, 4], [5, 7]]), two.stream(device=stream_device)
+        current = two.driver.current_context()
+        if mode == "kernel" and src_device != dst_device and not access:
+            with pytest.raises(
+                ns.ModeUnavailableError, match=r"belongs to device \d, which device"
+            ):
+                ns.swap_blocks(src, dst, rows, stream=stream, mode=mode)
+            assert not dst.copy_to_host().any()
+            return
+        ns.swap_blocks(src, dst, rows, stream=stream, mode=mode).wait()
+        assert np.array_equal(dst.copy_to_host()[rows[:, 1]], content[rows[:, 0]])
+        ns.swap_blocks(src, dst, rows, mode=mode).wait()
+        assert two.driver.probe(0)[0] == current == two.driver.primary_context(0)  # as it was
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -129,6 +129,30 @@ def test_the_same_is_chosen_as_for_arrays(direction):
                     assert explain_copy(direction, [size], count, **how) == plan.explain(**how)
 
 
+@pytest.mark.parametrize("access", ["NVLink", "PCIe", False])
+def test_the_same_is_chosen_between_two_gpus(access):
+    for size, count in ((64, 5), (4096, 40), (1 << 17, 9)):
+        with ns.simulate(devices=2, peer_access=access) as gpu:
+            src, dst = (gpu.device_array((2 * count, size), np.uint8, device=k) for k in (0, 1))
+            rows = 2 * np.stack([np.arange(count), np.arange(count)[::-1]], axis=1)
+            plan = ns.plan_blocks(src, dst, rows)
+            for how in ({}, {"policy": "overlap"}, {"policy": "latency"}, {"max_blocks": 1}):
+                real, made = plan.explain(**how), explain_copy("p2p", [size], count, **how)
+                assert made.where == real.where == f"0 to 1, {access or 'no peer access'}"
+                assert made.ranked == real.ranked
+                assert made.direction is real.direction is ns.Direction.P2P
+                if not real.parts:  # else it is staged, of which nothing is said without arrays
+                    assert (made.mode, made.rejected.keys()) == (real.mode, real.rejected.keys())
+                if access:
+                    assert made == real
+            if not access:
+                with pytest.raises(ns.ModeUnavailableError, match="no peer access"):
+                    explain_copy("p2p", [size], count, mode="kernel")
+    alone = explain_copy("p2p", 4096, 64, driver_version="13.0")  # as if there were two
+    assert (alone.mode, alone.where) == (ns.Mode.KERNEL, "0 to 1, NVLink")
+    assert "two NVIDIA H100" in alone.costs_source
+
+
 def test_words_and_members_mean_the_same():
     expected = explain_copy(D2H, [4096], 64, host_memory=MemoryKind.PAGEABLE)
     assert expected.direction is D2H

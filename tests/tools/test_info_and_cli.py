@@ -461,3 +461,28 @@ def test_the_kernel_is_not_tried_with_a_driver_of_another_process(capsys):
         main(["info", "--try-kernel", "--driver", "libcuda.so.1"])
     assert end.value.code == 2
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("access", ["NVLink", "PCIe", False])
+def test_which_gpus_reach_each_other_is_told(access, capsys):
+    matrix = [[False, access], ["NVLink", False]]
+    with ns.simulate(devices=2, peer_access=matrix) as gpu:
+        info = ns.driver_info()
+        print_report(info)
+        assert gpu.library.active_devices == set()
+    link = access or "no peer access"
+    assert info["peers"] == [
+        {"device": 0, "peer": 1, "access": bool(access), "link": link},
+        {"device": 1, "peer": 0, "access": True, "link": "NVLink"},
+    ]
+    report = capsys.readouterr().out
+    assert f"device 0 to 1  {link}" in report
+    assert "device 1 to 0  NVLink" in report
+    with ns.simulate():
+        assert ns.driver_info()["peers"] == []
+
+
+def test_the_command_explains_copies_between_two_gpus(capsys):
+    arguments = ["explain", "--sizes", "8KiB", "--direction", "p2p", "--driver-version", "13.0"]
+    assert main(arguments) == 0
+    assert "device to another device (0 to 1, NVLink)" in capsys.readouterr().out

@@ -24,8 +24,10 @@ from numba_swap.driver.simulated.memory import (
     Kind,
     Memory,
     SimulatedFailure,
+    is_reached,
     pointer_attributes,
 )
+from numba_swap.driver.simulated.peers import Peers
 from numba_swap.driver.simulated.timeline import Stream, Timeline
 
 _ERROR_INVALID_DEVICE, ERROR_UNKNOWN = 101, 999
@@ -39,10 +41,12 @@ ERROR_NAMES = {
     abi.ERROR_NO_DEVICE: b"CUDA_ERROR_NO_DEVICE",
     _ERROR_INVALID_DEVICE: b"CUDA_ERROR_INVALID_DEVICE",
     abi.ERROR_INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT",
+    abi.ERROR_PEER_ACCESS_UNSUPPORTED: b"CUDA_ERROR_PEER_ACCESS_UNSUPPORTED",
     abi.ERROR_INVALID_HANDLE: b"CUDA_ERROR_INVALID_HANDLE",
     abi.ERROR_NOT_FOUND: b"CUDA_ERROR_NOT_FOUND",
     abi.ERROR_NOT_READY: b"CUDA_ERROR_NOT_READY",
     abi.ERROR_ILLEGAL_ADDRESS: b"CUDA_ERROR_ILLEGAL_ADDRESS",
+    abi.ERROR_PEER_ACCESS_ALREADY_ENABLED: b"CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED",
     712: b"CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
     713: b"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",
     719: b"CUDA_ERROR_LAUNCH_FAILED",
@@ -72,14 +76,17 @@ _MAX_THREADS_PER_BLOCK = 1024
 class Functions:
     """What the C functions do, apart from crossing the boundary; and the state they share."""
 
-    def __init__(self, version: int, devices: int) -> None:
+    def __init__(self, version: int, devices: int, peers: Peers | None = None) -> None:
         self._version = version
+        self.peers = Peers(devices) if peers is None else peers
         self.memory = Memory()
         self.timeline = Timeline()
         self.initialized = False
         self.contexts = {next(self.timeline.handles): device for device in range(devices)}
         self.thread = threading.local()
         self.kernels: dict[int, tuple[Callable[..., object], int]] = {}
+        self.kernel_devices: dict[int, int] = {}  # of those that are bound to one
+        self.active_devices: set[int] = set()
         self.retained: set[int] = set()
 
     @property
@@ -142,6 +149,7 @@ class Functions:
     def cuDevicePrimaryCtxRetain(self, context: Any, device: int) -> None:
         self._check_device(device)
         context[0] = self.primary_context(device)
+        self.active_devices.add(device)
 
     def primary_context(self, device: int) -> int:
         return list(self.contexts)[device]
@@ -156,6 +164,34 @@ class Functions:
 
     def cuCtxGetDevice(self, device: Any) -> None:
         device[0] = self.contexts[self._required_context()]
+
+    # -- other devices ----------------------------------------------------------------------
+
+    def cuDeviceCanAccessPeer(self, can: Any, device: int, peer: int) -> None:
+        self._check_device(device)
+        self._check_device(peer)
+        can[0] = int(self.peers.can_access(device, peer))
+
+    def cuDeviceGetP2PAttribute(self, value: Any, attribute: int, device: int, peer: int) -> None:
+        self._check_device(device)
+        self._check_device(peer)
+        if device == peer:
+            raise SimulatedFailure(_ERROR_INVALID_DEVICE)
+        value[0] = self.peers.attribute(attribute, device, peer)
+
+    def cuCtxEnablePeerAccess(self, peer: int | None, flags: int) -> None:
+        context = self._required_context()
+        if flags:
+            raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
+        if peer not in self.contexts or peer == context:
+            raise SimulatedFailure(abi.ERROR_INVALID_CONTEXT)
+        self.peers.enable(context, self.contexts[context], self.contexts[peer])
+
+    def _reached_from(self, context: int | None) -> set[int] | None:
+        """Return the devices whose memory a context reaches; None if there is no context."""
+        if context is None:
+            return None
+        return {self.contexts[context]} | self.peers.enabled(context)
 
     # -- memory and copies ------------------------------------------------------------------
 
@@ -191,12 +227,15 @@ class Functions:
             allocation = None
         places = (c_void_p * count).from_address(values)
         known = pointer_attributes(address, allocation)
+        reached = self._reached_from(self.context)
         for code, place in zip((c_int * count).from_address(attributes), places, strict=True):
             if code not in known:
                 raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
             value = known[code]
-            if code == abi.POINTER_DEVICE_POINTER and self.context is None:
-                value = c_uint64(0)  # told in a context only (driver 580)
+            if code == abi.POINTER_DEVICE_POINTER and not is_reached(allocation, reached):
+                # Told in a context only, and of another GPU's memory only where access to it is
+                # enabled (driver 580).
+                value = c_uint64(0)
             ctypes.memmove(place, ctypes.byref(value), ctypes.sizeof(value))
 
     def cuMemcpyAsync(self, dst: int, src: int, nbytes: int, stream: int | None) -> None:
@@ -320,13 +359,20 @@ class Functions:
         queue = self.stream(stream)
         if kernel not in self.kernels or queue.context != self.context:
             raise SimulatedFailure(abi.ERROR_INVALID_HANDLE)
-        blocks, threads = math.prod(grid), math.prod(block)
+        device = self.contexts[queue.context]
+        if self.kernel_devices.get(kernel, device) != device:
+            raise SimulatedFailure(abi.ERROR_INVALID_HANDLE)
         function, count = self.kernels[kernel]
+        blocks, threads = math.prod(grid), math.prod(block)
         if not blocks or not 0 < threads <= _MAX_THREADS_PER_BLOCK or (count and not parameters):
             raise SimulatedFailure(abi.ERROR_INVALID_VALUE)
         values = [c_uint64.from_address(parameters[i]).value for i in range(count)]
-        self.timeline.submit(queue, lambda: _discard(function(blocks, threads, *values)))
 
+        def run() -> None:
+            self.memory.reached = self._reached_from(queue.context)
+            try:
+                function(blocks, threads, *values)
+            finally:
+                self.memory.reached = None
 
-def _discard(_: object) -> None:
-    """Turn a function that returns something into an `Action`."""
+        self.timeline.submit(queue, run)

@@ -17,8 +17,9 @@ from numba_swap.driver.current import enter_driver, leave_driver
 from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.driver.simulated.interrupts import interrupts_kept
 from numba_swap.driver.simulated.memory import Kind
+from numba_swap.driver.simulated.peers import PeerAccess
 from numba_swap.driver.version import DriverVersion, DriverVersionLike
-from numba_swap.errors import UnsupportedArrayError
+from numba_swap.errors import BadArgumentError, UnsupportedArrayError
 
 Shape: TypeAlias = int | tuple[int, ...]
 BasicIndex: TypeAlias = int | np.integer[Any] | slice | EllipsisType | None
@@ -58,10 +59,15 @@ class SimulatedDeviceArray:
         Type of the elements.
     nbytes : int
         Bytes of all elements, gaps between them not counted.
+    device : int
+        The device whose memory it is.
     """
 
-    def __init__(self, library: SimulatedLibrary, memory: npt.NDArray[Any]) -> None:
+    def __init__(
+        self, library: SimulatedLibrary, memory: npt.NDArray[Any], device: int = 0
+    ) -> None:
         self._library = library
+        self.device = device
         self._memory = memory
         self.shape = memory.shape
         self.strides = memory.strides
@@ -88,7 +94,7 @@ class SimulatedDeviceArray:
             raise UnsupportedArrayError("only integers, slices, ... and None index device arrays")
         if Ellipsis not in indices:
             indices += (Ellipsis,)  # without it, a single element would be no view
-        return SimulatedDeviceArray(self._library, self._memory[indices])
+        return SimulatedDeviceArray(self._library, self._memory[indices], self.device)
 
     def copy_to_host(self, stream: SimulatedStream | None = None) -> npt.NDArray[Any]:
         """Return a copy as a NumPy array.
@@ -122,7 +128,9 @@ class SimulatedDeviceArray:
         # The views that the action holds keep this array's memory from being freed meanwhile.
         np.broadcast_to(src, dst.shape)  # raises now instead of when its turn comes
         handle = 0 if stream is None else stream.handle
-        self._library.enqueue(handle, lambda: np.copyto(dst, src), wait=stream is None)
+        self._library.enqueue(
+            handle, lambda: np.copyto(dst, src), wait=stream is None, device=self.device
+        )
 
 
 class SimulatedGPU:
@@ -146,14 +154,15 @@ class SimulatedGPU:
         dtype: npt.DTypeLike = np.float64,
         *,
         chunk_bytes: int | None = None,
+        device: int = 0,
     ) -> SimulatedDeviceArray:
-        """Return an array in device memory, uninitialised.
+        """Return an array in the memory of a device, uninitialised.
 
         With `chunk_bytes` it is mapped in chunks of so many bytes, and the driver tells of each
         alone, as some do of PyTorch's expandable segments.
         """
-        memory = self._array(Kind.DEVICE, shape, dtype, chunk_bytes)
-        return SimulatedDeviceArray(self.library, memory)
+        memory = self._array(Kind.DEVICE, shape, dtype, chunk_bytes, self._checked(device))
+        return SimulatedDeviceArray(self.library, memory, device)
 
     def pinned_array(self, shape: Shape, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
         """Return a NumPy array in pinned host memory, uninitialised."""
@@ -163,24 +172,42 @@ class SimulatedGPU:
         """Return a NumPy array in managed memory, uninitialised."""
         return self._array(Kind.MANAGED, shape, dtype)
 
-    def stream(self, non_blocking: bool = False) -> SimulatedStream:
-        """Return a new stream, by default ordered with the legacy default stream as Numba's are."""
-        return SimulatedStream(self.library, self.library.create_stream(non_blocking))
+    def stream(self, non_blocking: bool = False, device: int = 0) -> SimulatedStream:
+        """Return a new stream of a device.
+
+        By default it is ordered with the legacy default stream, as Numba's are.
+        """
+        handle = self.library.create_stream(non_blocking, self._checked(device))
+        return SimulatedStream(self.library, handle)
 
     def synchronize(self) -> None:
         """Do all that was submitted to any stream."""
         self.library.synchronize()
 
+    def _checked(self, device: int) -> int:
+        """Return the number of a device that there is."""
+        count = self.library.devices
+        if isinstance(device, bool) or device not in range(count):
+            raise BadArgumentError(
+                f"device={device!r} is none of the simulated devices, which are 0 to {count - 1}"
+            )
+        return device
+
     def _array(
-        self, kind: Kind, shape: Shape, dtype: npt.DTypeLike, chunk_bytes: int | None = None
+        self,
+        kind: Kind,
+        shape: Shape,
+        dtype: npt.DTypeLike,
+        chunk_bytes: int | None = None,
+        device: int = 0,
     ) -> npt.NDArray[Any]:
         layout = np.broadcast_to(np.empty((), dtype), shape)  # sizes without the memory
         if layout.size == 0 or layout.nbytes == 0:
             return np.empty(shape, dtype)
         if chunk_bytes is None:
-            allocations = [self.library.allocate(layout.nbytes, kind)]
+            allocations = [self.library.allocate(layout.nbytes, kind, device)]
         else:
-            allocations = self.library.map_chunks(layout.nbytes, chunk_bytes)
+            allocations = self.library.map_chunks(layout.nbytes, chunk_bytes, device)
         # Every view of the array refers to `memory` in the end, and so keeps the finalizer waiting.
         memory = (ctypes.c_uint8 * layout.nbytes).from_address(allocations[0].start)
         for allocation in allocations:
@@ -195,6 +222,8 @@ def simulate(
     *,
     pinned_limit: int | None = None,
     pageable_access: bool = False,
+    devices: int = 1,
+    peer_access: PeerAccess = True,
 ) -> Iterator[SimulatedGPU]:
     """Let numba_swap run on a simulated driver, without a GPU.
 
@@ -207,16 +236,25 @@ def simulate(
         ``gpu.library.memory.pinned_limit``, which may be changed meanwhile.
     pageable_access : bool, optional
         Whether the GPU reaches pageable memory in place, as on HMM and ATS machines.
+    devices : int, optional
+        How many GPUs there are.
+    peer_access : bool, str, or matrix of these, optional
+        Whether kernels of one GPU may reach the memory of another, once that is enabled: ``True``
+        or ``"NVLink"``, ``"PCIe"``, ``False``. One value for all pairs, or a row for each GPU with
+        a value for each other one.
 
     Yields
     ------
     SimulatedGPU
         It makes memory and streams: ``pinned_array(shape, dtype)``, ``device_array(shape, dtype)``
         (with ``copy_to_host`` and ``copy_to_device``), ``managed_array(shape, dtype)``,
-        ``stream()``; ``synchronize()`` waits for all work.
+        ``stream()``; ``synchronize()`` waits for all work. Of several GPUs, ``device=1`` makes
+        arrays and streams of the second one.
 
     Raises
     ------
+    BadArgumentError
+        `devices` is no positive number, or `peer_access` is none of those.
     DriverCallError
         On leaving, if work failed and no driver call has reported it.
     RuntimeError
@@ -239,7 +277,10 @@ def simulate(
     ...     array[1:].copy_to_host()
     array([2., 3.])
     """
-    gpu = SimulatedGPU(Driver(SimulatedLibrary(DriverVersion.parse(driver_version))))
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise BadArgumentError(f"devices={devices!r} is no positive number of devices")
+    version = DriverVersion.parse(driver_version)
+    gpu = SimulatedGPU(Driver(SimulatedLibrary(version, devices, peer_access=peer_access)))
     library = gpu.library
     library.memory.pinned_limit = pinned_limit
     library.memory.pageable_access = pageable_access

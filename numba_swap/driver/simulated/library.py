@@ -23,6 +23,7 @@ from numba_swap.driver.simulated.faults import FaultPlan
 from numba_swap.driver.simulated.functions import ERROR_NAMES, ERROR_UNKNOWN
 from numba_swap.driver.simulated.interrupts import callback, raise_interrupt
 from numba_swap.driver.simulated.memory import Allocation, Kind, SimulatedFailure
+from numba_swap.driver.simulated.peers import PeerAccess, Peers
 from numba_swap.driver.simulated.timeline import Action, Graph, Stream
 from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import DriverCallError, DriverUnavailableError
@@ -54,6 +55,8 @@ class SimulatedLibrary:
         Number of devices.
     faults : FaultPlan, optional
         What is to fail; more can be added at any time.
+    peer_access : bool, str, or matrix of these
+        Which devices reach the memory of which, as for `simulate`.
 
     Attributes
     ----------
@@ -83,18 +86,22 @@ class SimulatedLibrary:
         version: DriverVersion = _NEWEST,
         devices: int = 1,
         faults: FaultPlan | None = None,
+        peer_access: PeerAccess = True,
     ) -> None:
         self.path = f"simulated CUDA driver {version}"
         if version < (11, 3):
             reason = "it exports no cuGetProcAddress, so it is older than CUDA 11.3"
             raise DriverUnavailableError(f"{self.path} cannot be used: {reason}.")
         self.version = version
+        self.devices = devices
         self.calls: Counter[str] = Counter()
         self.faults = FaultPlan() if faults is None else faults
         self.internal_error: Exception | None = None
         self.sticky_reported = False
         self._lock = threading.RLock()
-        self._functions = BoxFunctions(version.encoded, devices)
+        self._functions = BoxFunctions(version.encoded, devices, Peers(devices, peer_access))
+        # The devices whose primary context somebody has asked for.
+        self.active_devices = self._functions.active_devices
         self._timeline = self._functions.timeline
         self.memory = self._functions.memory
         # Filled by finalizers, which may run at any allocation, in the midst of any call.
@@ -254,6 +261,10 @@ class SimulatedLibrary:
             self._functions.kernels[handle] = (function, parameters)
             return handle
 
+    def bind_kernel(self, handle: int, device: int) -> None:
+        """Let a kernel be one of a device: to launch it on any other is an invalid handle."""
+        self._functions.kernel_devices[handle] = device
+
     def allocate(self, nbytes: int, kind: Kind, device: int = 0) -> Allocation:
         """Allocate device, pinned or managed memory."""
         with self._host_call("cuMemAlloc"):
@@ -300,10 +311,15 @@ class SimulatedLibrary:
         with self._host_call("cuStreamDestroy"):
             self._timeline.destroy_stream(stream)
 
-    def enqueue(self, stream: int, action: Action, wait: bool = False) -> None:
-        """Put any Python function into a stream; with `wait`, run it before returning."""
+    def enqueue(
+        self, stream: int, action: Action, wait: bool = False, device: int | None = None
+    ) -> None:
+        """Put any Python function into a stream; with `wait`, run it before returning.
+
+        A default stream is that of `device`, by default of the current context.
+        """
         with self._host_call("cuMemcpyAsync"):
-            operation = self._timeline.submit(self._stream(stream), action)
+            operation = self._timeline.submit(self._stream(stream, device), action)
             if wait:
                 self._timeline.run(operation)
                 self._check_sticky("cuMemcpyAsync")
@@ -350,6 +366,8 @@ class SimulatedLibrary:
         with self._host_call("cuGraphLaunch"):
             self._timeline.launch(graph, self._stream(stream))
 
-    def _stream(self, handle: int) -> Stream:
+    def _stream(self, handle: int, device: int | None = None) -> Stream:
         context = self._functions.context or self._functions.primary_context(0)
+        if device is not None:
+            context = self._functions.primary_context(device)
         return self._timeline.stream(handle, context)

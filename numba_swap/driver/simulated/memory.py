@@ -71,11 +71,14 @@ class Memory:
         How many bytes may be pinned, allocated and registered ones together.
     pageable_access : bool
         Whether kernels reach memory that is not known here, as on HMM and ATS machines.
+    reached : set of int or None
+        The devices whose memory the kernel that runs just now reaches; None if none runs.
     """
 
     def __init__(self) -> None:
         self.pinned_limit: int | None = None
         self.pageable_access = False
+        self.reached: set[int] | None = None
         self._starts: list[int] = []
         self._allocations: list[Allocation] = []
         self._quarantine: deque[Allocation] = deque()
@@ -215,10 +218,11 @@ class Memory:
         try:
             found = self.find_span(address, nbytes)
         except SimulatedFailure:
-            raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS) from None
+            found = ()
         if not found and self.pageable_access:
             return
-        if not found or found[0].device_offset:
+        outside = self.reached is not None and not all(is_reached(a, self.reached) for a in found)
+        if not found or found[0].device_offset or outside:
             raise SimulatedFailure(abi.ERROR_ILLEGAL_ADDRESS)
 
     def _insert(self, allocation: Allocation) -> Allocation:
@@ -234,6 +238,13 @@ class Memory:
 
 def _is_chunk(allocation: Allocation) -> bool:
     return allocation.kind is Kind.DEVICE and not allocation.whole
+
+
+def is_reached(allocation: Allocation | None, reached: set[int] | None) -> bool:
+    """Whether kernels reach memory, that of these devices and of the host; None for no context."""
+    if reached is None:
+        return False
+    return allocation is None or allocation.kind is not Kind.DEVICE or allocation.device in reached
 
 
 def pointer_attributes(address: int, allocation: Allocation | None) -> dict[int, Any]:

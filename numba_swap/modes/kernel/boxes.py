@@ -43,8 +43,7 @@ class _Grid(NamedTuple):
 def prepare_boxes(copies: Copies, boxes: Boxes, launch: LaunchContext) -> Launch:
     """Make the launch over boxes."""
     conditions, device, count = launch.conditions, launch.device, len(copies)
-    within = copies.direction in (Direction.D2D, Direction.MIXED)
-    threads, most_blocks = _shape(device, within=within, beside=conditions.beside)
+    threads, most_blocks = _shape(device, copies.direction, beside=conditions.beside)
     if conditions.max_blocks is not None:
         most_blocks = min(most_blocks, conditions.max_blocks)
     forms = _kernel_forms(copies, boxes)
@@ -96,10 +95,12 @@ def why_no_box_table(device: Device, copies: Copies, boxes: Boxes) -> str | None
     return why_no_memory(device, 8 * (3 * rows + len(native.boxes.KERNEL_FORM) * len(boxes.forms)))
 
 
-def _shape(device: Device, *, within: bool, beside: bool) -> tuple[int, int]:
+def _shape(device: Device, direction: Direction, *, beside: bool) -> tuple[int, int]:
     """Return threads of a block, and the most blocks."""
     tuning = device.tuning
-    if within:
+    if direction is Direction.P2P:
+        return tuning.peer_threads, tuning.peer_blocks_beside if beside else tuning.peer_blocks
+    if direction in (Direction.D2D, Direction.MIXED):
         return tuning.device_threads, (
             tuning.device_blocks_beside if beside else tuning.device_blocks
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from numba_swap.copies.copies import Copies
 from numba_swap.copies.ends import Direction, Ends
 from numba_swap.device.device import Device
+from numba_swap.device.devices import devices_of
 from numba_swap.device.in_flight import InFlight
 from numba_swap.device.memory import Allocation, MemoryKind
+from numba_swap.device.peers import why_no_access
 from numba_swap.device.resources import DeviceBuffer
 from numba_swap.dispatch.conditions import Capabilities, Conditions, LaunchContext
 from numba_swap.driver.version import DriverVersion
@@ -43,9 +45,14 @@ def why_not(ends: Ends, conditions: Conditions) -> str | None:
 def load(device: Device, ends: Ends) -> str | None:
     """Compile and load the kernel if it was not before; return why that cannot be, None if it is.
 
-    A failure is a reason, not an error.
+    So is access to the memory of other GPUs, if that takes part. A failure is a reason, not an
+    error.
     """
-    return why_not_loaded(device, "box" if ends.strided else "copy")
+    obstacle = why_not_loaded(device, "box" if ends.strided else "copy")
+    for other in ends.devices:
+        if other != device.ordinal and obstacle is None:
+            obstacle = why_no_access(device, devices_of(device.driver)[other])
+    return obstacle
 
 
 def room(copies: Copies, device: Device) -> str | None:
@@ -114,6 +121,9 @@ def _prepare(copies: Copies, launch: LaunchContext) -> Launch:
     if copies.direction in (Direction.D2D, Direction.MIXED):
         threads = tuning.device_threads
         most_blocks = tuning.device_blocks_beside if conditions.beside else tuning.device_blocks
+    elif copies.direction is Direction.P2P:
+        threads = tuning.peer_threads
+        most_blocks = tuning.peer_blocks_beside if conditions.beside else tuning.peer_blocks
     aligned = int(copies.alignment_bits % 16 == 0)
     function = load_kernel(device, "copy")
     return make_launch(
@@ -123,7 +133,8 @@ def _prepare(copies: Copies, launch: LaunchContext) -> Launch:
 
 def _is_uploaded(copies: Copies, launch: LaunchContext) -> bool:
     """Whether the kernel reads its descriptors from device memory (see `_upload_table`)."""
-    return copies.direction is Direction.D2D and not launch.conditions.capturing
+    within = copies.direction in (Direction.D2D, Direction.P2P)
+    return within and not launch.conditions.capturing
 
 
 def _served(kernel: Launch) -> DeviceTable | None:
@@ -136,7 +147,7 @@ def _upload_table(kernel: Launch, launch: LaunchContext, work: InFlight) -> tupl
     """Return the launch's arguments with the descriptors in device memory.
 
     Between host and device the link is the bottleneck, and descriptors in pinned memory arrive
-    in time. Within a device they would not.
+    in time. Within a device, or between two, they would not.
     """
     uploaded = _served(kernel)
     if uploaded is None:
@@ -162,8 +173,11 @@ def _unreachable(allocation: Allocation, capabilities: Capabilities) -> str | No
             f"the GPU cannot reach pageable memory at {start:#x} (pin it, with cuda.pinned_array "
             "for example)"
         )
-    if kind is MemoryKind.DEVICE and owner != device:
-        return f"device memory at {start:#x} belongs to device {owner}, the kernel runs on {device}"
+    if kind is MemoryKind.DEVICE and owner != device and owner not in capabilities.peers:
+        return (
+            f"device memory at {start:#x} belongs to device {owner}, which device {device}, where "
+            f"the kernel runs, cannot reach (no peer access)"
+        )
     if kind is MemoryKind.MANAGED and not capabilities.concurrent_managed:
         return (
             f"device {device} shares managed memory at {start:#x} only while the host leaves it "

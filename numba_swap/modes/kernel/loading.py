@@ -69,7 +69,10 @@ def _compile(device: Device, name: KernelName) -> int:
     if device.driver.simulated:
         from numba_swap.modes.kernel.compilers import simulator
 
-        return simulator.register(cast("SimulatedLibrary", device.driver.library), name)
+        library = cast("SimulatedLibrary", device.driver.library)
+        handle = simulator.register(library, name)
+        library.bind_kernel(handle, device.ordinal)
+        return handle
     from numba_swap.modes.kernel.compilers import numba_cuda
 
     return numba_cuda.compile_kernel(device.ordinal, name)

@@ -19,7 +19,7 @@ from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.dispatch.cost_model import CostModel, Workload, workload_of
 from numba_swap.dispatch.decision import Decision, format_us, join_decisions
 from numba_swap.dispatch.ranking import predict_duplex, predict_pairs
-from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.modes.kernel import exchange as pair_mode
 from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.pools import ExchangePools
@@ -70,7 +70,9 @@ class ExchangePlan(Plan):
     def _choose(
         self, launch: LaunchContext, mode: Mode | str | None, costs: CostModel
     ) -> Selection:
-        both = all(map(len, self.copies))
+        both, several = all(map(len, self.copies)), len(self._others) > 0
+        if several:
+            launch = _with_streams(launch)
         conditions = launch.conditions
         beside = launch.under(duplex=both and conditions.may_use_private_streams)
         decisions = [select(copies, beside, mode).decision for copies in self._scheduled.merged]
@@ -84,6 +86,7 @@ class ExchangePlan(Plan):
 
         def steps(launch: LaunchContext) -> Iterable[Step]:
             # (Not a method of this plan, which would keep itself alive.)
+            launch = _with_streams(launch) if several else launch
             made = scheduled.steps(launch.under(duplex=duplex), mode)
             # Copy engines need no memory, and work already while later pieces are planned.
             return list(made) if kernels or scheduled.schedule.staged is not None else made
@@ -148,6 +151,14 @@ class ExchangePlan(Plan):
         if not pools.same_order or not np.array_equal(partners, np.arange(len(into))):
             into = into.select(partners)
         return PairedRows(Pairs(out, into), rest)
+
+
+def _with_streams(launch: LaunchContext) -> LaunchContext:
+    """Let parts run in private streams: those of several GPUs do not stand in one."""
+    haste = launch.conditions.policy is Policy.LATENCY
+    return launch.under(
+        beside=True, policy=Policy.THROUGHPUT if haste else launch.conditions.policy
+    )
 
 
 class PairedRows(NamedTuple):

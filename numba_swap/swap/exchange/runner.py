@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from numba_swap.copies.copies import Copies, Pairs, no_copies
+from numba_swap.copies.copies import Copies, no_copies
 from numba_swap.copies.ends import Direction
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.device.tuning import Tuning
@@ -18,8 +18,9 @@ from numba_swap.dispatch.settings import Mode
 from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.pools import ExchangePools
 from numba_swap.swap.exchange.schedule import Schedule, make_schedule
-from numba_swap.swap.exchange.staging import StagingBuffers, staged_through
+from numba_swap.swap.exchange.staging import StagingBuffers
 from numba_swap.swap.select import select, steps_of
+from numba_swap.swap.staged import staged_through
 from numba_swap.swap.steps import Step
 
 Modes = tuple[Mode | None, Mode | None]
@@ -100,7 +101,10 @@ class ScheduledExchange:
 
     def _mode(self, side: int, launch: LaunchContext, mode: Mode | str | None) -> Mode | None:
         """Return the mode for all of a direction; None if it runs in parts."""
-        decision = select(self.merged[side], launch, mode).decision
+        copies = self.merged[side]
+        if len(copies.ends.devices) > 1 and copies.direction is not Direction.P2P:
+            return None
+        decision = select(copies, launch, mode).decision
         return None if decision.parts else decision.mode
 
     def _apart(
@@ -252,10 +256,19 @@ class _Numbered:
         """
         if len(copies) == 0:
             return []
-        parts: Sequence[tuple[Copies | Pairs, Mode]] = [(copies, chosen)] if chosen else ()
-        parts = parts or [step[:2] for step in steps_of(select(copies, launch, mode))]
+        parts: Sequence[Step] = [Step(copies, chosen)] if chosen else ()
+        parts = parts or steps_of(select(copies, launch, mode))
         self.count += len(parts)
         return [
-            Step(some, how, (*name, i), tuple(after), has_waiters, shares_engines, holds)
-            for i, (some, how) in enumerate(parts)
+            Step(
+                part.work,
+                part.mode,
+                (*name, i) if part.device is None else (*name, i, part.device),
+                tuple(after),
+                has_waiters,
+                shares_engines,
+                holds,
+                part.device,
+            )
+            for i, part in enumerate(parts)
         ]

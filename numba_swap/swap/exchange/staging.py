@@ -4,48 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from numba_swap.copies.copies import Copies
-from numba_swap.copies.ends import Ends
-from numba_swap.device.memory import Addresses, Allocation, MemoryKind
+from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.device.resources import DeviceBuffer
 from numba_swap.dispatch.conditions import LaunchContext
-from numba_swap.driver import abi
-
-Staged = tuple[Copies, Copies]
-
-
-def staged_through(copies: Copies, memory: Allocation) -> Staged:
-    """Return copies of the same rows to where they are staged, and on from there.
-
-    Parameters
-    ----------
-    copies : Copies
-        What comes in.
-    memory : Allocation
-        Where it is staged; large enough, and aligned to 256 bytes.
-    """
-    ends, sizes, boxes = copies.ends, copies.sizes, copies.boxes
-    places: Addresses = np.uint64(memory.start) + np.cumsum(sizes) - sizes
-    aside, settle = (
-        Copies(
-            dst,
-            src,
-            copies.size,
-            ends,
-            copies.origin,
-            # Device memory begins at a multiple of 256, lengths are among the bits.
-            alignment_bits=copies.alignment_bits if boxes is None else None,
-            mergeable=copies.mergeable,
-            boxes=boxes and boxes.dense_at(side, abi.MEMORYTYPE_DEVICE),
-        ).coalesced()
-        for dst, src, ends, side in (
-            (places, copies.src, Ends.of(ends.sources, (memory,)), "dst"),
-            (copies.dst, places, Ends.of((memory,), ends.destinations), "src"),
-        )
-    )
-    return aside, settle
+from numba_swap.swap.staged import Staged
 
 
 class _Stage:

@@ -41,6 +41,8 @@ class BenchGPU:
         The driver.
     arrays : SimulatedGPU, optional
         What makes arrays; by default Numba.
+    peer : int, optional
+        Another GPU, for copies between the two.
 
     Attributes
     ----------
@@ -52,11 +54,18 @@ class BenchGPU:
         A stream to copy in, not ordered with the default one.
     timer : Timer or None
         None where it is simulated.
+    device : int
+        The GPU, which is that of the calling thread's context.
+    peer : int or None
+        As given.
     """
 
-    def __init__(self, driver: Driver, arrays: SimulatedGPU | None = None) -> None:
+    def __init__(
+        self, driver: Driver, arrays: SimulatedGPU | None = None, peer: int | None = None
+    ) -> None:
         self.driver = driver
         driver.current_context()
+        self.device, self.peer = driver.current_device(), peer
         self.simulated = arrays is not None
         self.stream = driver.create_stream()
         self.timer: Timer | None = _EventTimer(driver) if arrays is None else None
@@ -85,10 +94,14 @@ class BenchGPU:
         else:
             self._closing.enter_context(self._arrays.pinned(array))
 
-    def device_bytes(self, nbytes: int) -> Any:
-        """Allocate device memory."""
+    def device_bytes(self, nbytes: int, device: int | None = None) -> Any:
+        """Allocate device memory, by default on the GPU itself."""
+        where = self.device if device is None else device
         with _telling_shortage("cuMemAlloc", "device memory", nbytes):
-            return self._arrays.device_array(nbytes, np.uint8)
+            if isinstance(self._arrays, SimulatedGPU):
+                return self._arrays.device_array(nbytes, np.uint8, device=where)
+            with on_device(self.driver, where):
+                return self._arrays.device_array(nbytes, np.uint8)
 
     def free_bytes(self) -> int | None:
         """Return how much device memory is free; None where that is not known."""
@@ -103,7 +116,7 @@ class BenchGPU:
         """Return the first bytes of an array as a new one of shape (blocks, block_bytes)."""
         if isinstance(array, SimulatedDeviceArray):  # it cannot be reshaped, but what is behind it
             memory = self.as_blocks(array._memory, block_bytes, nbytes)
-            return SimulatedDeviceArray(array._library, memory)
+            return SimulatedDeviceArray(array._library, memory, array.device)
         return array[: nbytes // block_bytes * block_bytes].reshape(-1, block_bytes)
 
     def copy(self, dst: Any, src: Any, nbytes: int) -> None:
@@ -121,9 +134,21 @@ class BenchGPU:
         self._closing.close()
 
 
-def gpu_of(driver: Driver) -> BenchGPU:
-    """Return the GPU of a driver."""
-    return BenchGPU(driver, SimulatedGPU(driver) if driver.simulated else None)
+def gpu_of(driver: Driver, peer: int | None = None) -> BenchGPU:
+    """Return the GPU of a driver whose context is current; with another one beside it, if named."""
+    return BenchGPU(driver, SimulatedGPU(driver) if driver.simulated else None, peer)
+
+
+@contextlib.contextmanager
+def on_device(driver: Driver, device: int) -> Iterator[None]:
+    """Let the context of a GPU be the calling thread's, for Numba too; then the former one."""
+    # Numba's way alone may leave the thread without any: it takes away what others had set.
+    with driver.activate(driver.primary_context(device)):
+        if driver.simulated:
+            yield
+        else:
+            with _numba_cuda().gpus[device]:
+                yield
 
 
 @contextlib.contextmanager

@@ -100,15 +100,18 @@ class BenchMemory:
         return self._host[kind]
 
     def device(self, name: str = "device") -> Any:
-        """Return the device memory of a name."""
+        """Return the device memory of a name; that of "peer" is the other GPU's."""
         if name not in self._device:
-            self._device[name] = self.gpu.device_bytes(self.device_bytes)
+            where = self.gpu.peer if name == "peer" else self.gpu.device
+            self._device[name] = self.gpu.device_bytes(self.device_bytes, where)
         return self._device[name]
 
     def sides(self, direction: Direction, kind: str = "pinned") -> tuple[Any, Any, int]:
         """Return source, destination, and how many bytes of the source there is room for."""
         if direction is Direction.D2D:
             return self.device(), self.device("other device"), self.device_bytes
+        if direction is Direction.P2P:
+            return self.device("peer"), self.device(), self.device_bytes
         host, device = self.host(kind), self.device()
         nbytes = min(self.host_bytes, self.device_bytes)
         return (host, device, nbytes) if direction is Direction.H2D else (device, host, nbytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import os
 import platform
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 from numba_swap._version import __version__
 from numba_swap.device.devices import devices_of
+from numba_swap.device.peers import Link
 from numba_swap.dispatch.conditions import driver_capabilities
 from numba_swap.dispatch.settings import Mode, Settings, current_settings
 from numba_swap.driver import abi
@@ -83,6 +85,10 @@ def driver_info(*, try_kernel: bool = False) -> dict[str, Any]:
         process has not tried to load it), and ``reason``, why not.
         ``devices`` : name, compute capability and multiprocessors of each, and whether it reaches
         pageable memory in place (``pageable_access``).
+        ``peers`` : of every GPU and every other one, ``device`` and ``peer``, their numbers,
+        ``access``, whether kernels of the one can reach the memory of the other, and ``link``:
+        "NVLink", "PCIe" or "no peer access". The driver names no links: it is called NVLink where
+        atomic operations work across it.
         ``mode``, ``reason`` : what would be chosen for many blocks of 1 MiB from pinned to device
         memory, and why. None where there is no driver.
         ``typical`` : the same for swaps of several sizes, a dict of ``swap``, ``mode`` and
@@ -148,6 +154,7 @@ def _gather(
         "batch_copy": {"usable": False, "reason": "there is no driver"},
         "kernel": {"usable": False, "reason": "there is no driver"},
         "devices": [],
+        "peers": [],
         "mode": None,
         "reason": None,
         "typical": [],
@@ -169,6 +176,7 @@ def _gather(
         info.update(_describe_driver(driver, settings, try_kernel))
         kernel_failure = devices_of(driver)[0].kernel_failures.get("copy")
         info["devices"] = [_describe_device(driver, i) for i in range(driver.device_count())]
+        info["peers"] = _describe_peers(driver)
         info["available"] = bool(info["devices"])
     except DriverUnavailableError as error:
         info["candidates"] = [
@@ -246,6 +254,16 @@ def _describe_device(driver: Driver, device: int) -> dict[str, Any]:
         "multiprocessors": driver.device_attribute(abi.DEVICE_MULTIPROCESSOR_COUNT, device),
         "pageable_access": bool(driver.device_attribute(abi.DEVICE_PAGEABLE_MEMORY_ACCESS, device)),
     }
+
+
+def _describe_peers(driver: Driver) -> list[dict[str, Any]]:
+    devices = devices_of(driver)
+    pairs = itertools.permutations(range(driver.device_count()), 2)
+    links = {pair: devices.link(*pair) for pair in pairs}
+    return [
+        {"device": device, "peer": peer, "access": link is not Link.NONE, "link": str(link)}
+        for (device, peer), link in links.items()
+    ]
 
 
 def _list_libraries(used: str | None, given: str | None) -> list[dict[str, Any]]:

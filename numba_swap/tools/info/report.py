@@ -110,6 +110,9 @@ def _driver_facts(info: Mapping[str, Any]) -> Iterator[tuple[str, str | None, st
             f"{device['multiprocessors']} multiprocessors"
             + (", reaches pageable memory in place" if device["pageable_access"] else ""),
         )
+    for pair in info["peers"]:
+        reach = "its kernels reach that memory" if pair["access"] else "the driver copies"
+        yield f"device {pair['device']} to {pair['peer']}", pair["link"], reach
 
 
 def _mode_facts(info: Mapping[str, Any]) -> Iterator[tuple[str, str | None, str]]:

@@ -11,9 +11,11 @@ import pytest
 
 import numba_swap as ns
 from numba_swap.tools.bench import machine
-from numba_swap.tools.bench.gpu import open_gpu
+from numba_swap.tools.bench.gpu import gpu_of, open_gpu
 from numba_swap.tools.bench.machine import describe_machine
-from numba_swap.tools.bench.speed import suite
+from numba_swap.tools.bench.speed import peers, suite
+from numba_swap.tools.bench.speed.latency import bare_launch
+from numba_swap.tools.bench.speed.peers import measure_peers
 from numba_swap.tools.bench.speed.plot import draw_speed
 from numba_swap.tools.bench.speed.plot import main as plot
 from numba_swap.tools.bench.speed.regret import regret, vllm_mode
@@ -233,6 +235,37 @@ def test_committed_regrets_follow_from_the_raw_ones(result, arm):
     }
     assert rows["geometric mean"] == pytest.approx(statistics.geometric_mean(regrets))
     assert rows["worst"] == pytest.approx(max(regrets))
+
+
+@pytest.mark.parametrize("mode", ["loop", "batch"])
+def test_two_gpus_are_measured_where_there_are_two(mode):
+    lines = []
+    with ns.simulate(devices=2) as simulation, ns.override(mode=mode):
+        simulation.driver.current_context()
+        run = SpeedRun(gpu_of(simulation.driver), 1, lines.append, unit_bytes=1 << 20)
+        measure_peers(run)
+        assert simulation.driver.current_device() == 0
+    names = [row.name for row in run.rows]
+    assert all(name.startswith("peers: ") for name in names)
+    targets = sorted(row.target for row in run.rows if row.target is not None)
+    assert targets == sorted([0.85, 0.88, 0.90, 0.90, 0.90, 0.85, 0.85, 0.98, 0.90] + [0.97] * 3)
+    assert "latency skipped" in lines[-1]
+    with ns.simulate() as simulation:
+        alone = SpeedRun(gpu_of(simulation.driver), 1, lines.append, unit_bytes=1 << 20)
+        measure_peers(alone)
+    assert alone.rows == []
+    assert lines[-1] == "peers: not measured, for this machine has one GPU"
+
+
+def test_the_latency_between_two_gpus_is_that_of_a_launch():
+    lines = []
+    with ns.simulate(devices=2) as simulation:
+        simulation.driver.current_context()
+        run = SpeedRun(gpu_of(simulation.driver), 1, lines.append, unit_bytes=1 << 18)
+        side = peers._Side(run, 0, 1)
+        plan = side.plan(4096, 4 * 4096)
+        bare_launch(side.gpu, plan)()
+        assert plan.explain(side.gpu.stream).mode is ns.Mode.KERNEL
 
 
 def test_the_other_rule_of_the_regrets():

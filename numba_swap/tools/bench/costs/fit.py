@@ -8,8 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
-from numba_swap.dispatch.calibration import reference_costs
-from numba_swap.dispatch.cost_model import CLASSES, ROUTES, CostModel, ModeCost, Workload
+from numba_swap.dispatch.calibration import fill_peer_routes, reference_costs
+from numba_swap.dispatch.cost_model import (
+    CLASSES,
+    OWN_ROUTES,
+    PEER_ROUTES,
+    ROUTES,
+    CostModel,
+    ModeCost,
+    Workload,
+)
 from numba_swap.dispatch.settings import Mode
 
 # What a measured median may be off by: a few microseconds whatever it is, and a share of it. Both
@@ -107,7 +115,8 @@ def fit_costs(
         The other figures of the machine, which are not measured.
     """
     routes: dict[str, dict[Mode, ModeCost]] = {}
-    for route in ROUTES:
+    measured = {cell.load.route for cell in cells}
+    for route in (*OWN_ROUTES, *(route for route in PEER_ROUTES if route in measured)):
         routes[route] = {}
         for mode in dict.fromkeys((*reference_costs().routes[route], *Mode)):
             mine = [cell for cell in cells if (cell.load.route, cell.mode) == (route, mode)]
@@ -115,7 +124,10 @@ def fit_costs(
                 full_blocks = blocks.get(route, 0.0) if mode is Mode.KERNEL else 0.0
                 routes[route][mode] = fit_cost(mine, full_blocks, tuning)
         routes[route] = routes[route] or dict(reference_costs().routes[route])
-    return CostModel(routes, source, tuning)
+    fill_peer_routes(routes)
+    peers_source = reference_costs().peers_source
+    routes = {route: routes[route] for route in ROUTES}
+    return CostModel(routes, source, tuning, peers_source=peers_source)
 
 
 def _features(cell: TimedSwap, tuning: Tuning) -> list[float]:

@@ -38,6 +38,10 @@ class Calibration:
         How long it took.
     simulated : bool
         Whether a simulated driver was measured, which says nothing about a GPU.
+    what : str
+        Which GPU, or pair of GPUs.
+    others : tuple of Calibration
+        What was found of GPUs of other names, and of pairs.
     """
 
     costs: CostModel
@@ -46,6 +50,8 @@ class Calibration:
     path: Path | None
     seconds: float
     simulated: bool
+    what: str = ""
+    others: tuple[Calibration, ...] = ()
 
     def errors(self) -> dict[tuple[str, Mode], tuple[float, float]]:
         """Return, for every route and mode, predicted over measured: median and worst."""
@@ -92,6 +98,7 @@ _LENGTHS = (0, *CLASS_EDGES), (0, *ROW_EDGES)
 def format_calibration(found: Calibration) -> str:
     """Return measured against fitted, and what was gained, as a table in plain text."""
     lines = [
+        *([f"{found.what}:"] if found.others else []),
         f"{len(found.cells)} swaps measured in {found.seconds:.1f} s",
         "",
         f"{'route':<16}{'mode':<8}{'start':>8}{'fork':>8}  "
@@ -131,6 +138,8 @@ def format_calibration(found: Calibration) -> str:
         lines.append(
             "The driver is simulated: this measures nothing about a GPU, and is not stored."
         )
+    for other in found.others:
+        lines += ["", f"{other.what}:", format_calibration(other)]
     return "\n".join(lines)
 
 

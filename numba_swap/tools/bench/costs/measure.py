@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -102,14 +102,22 @@ class CostGrid:
         return self.most_pageable_bytes if pageable else self.most_bytes
 
     def swaps(self) -> Iterator[GridSwap | GridBoxes]:
-        """Yield every swap, of rising sizes and counts; then all boxes."""
-        for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
-            for pageable in (False, True) if direction is not Direction.D2D else (False,):
+        """Yield every swap of one GPU, of rising sizes and counts; then all boxes."""
+        return self._swaps((Direction.H2D, Direction.D2H, Direction.D2D))
+
+    def swaps_between(self) -> Iterator[GridSwap | GridBoxes]:
+        """Yield every swap from one GPU to another, as `swaps` does."""
+        return self._swaps((Direction.P2P,))
+
+    def _swaps(self, directions: Sequence[Direction]) -> Iterator[GridSwap | GridBoxes]:
+        for direction in directions:
+            over_host = direction in (Direction.H2D, Direction.D2H)
+            for pageable in (False, True) if over_host else (False,):
                 for size in self.sizes:
                     for count in self.counts:
                         if count * size <= self.most_of(pageable):
                             yield GridSwap(direction, pageable, size, count)
-        for direction in (Direction.H2D, Direction.D2H, Direction.D2D):
+        for direction in directions:
             for aligned in (True, False):
                 for shape in self.shapes:
                     for count in self.box_counts:
@@ -177,8 +185,11 @@ def grid_that_fits(gpu: BenchGPU, grid: CostGrid) -> CostGrid:
         memory = BenchMemory(gpu, *_pools(grid))
         half = grid.most_bytes // 2
         try:
-            memory.host()
-            memory.sides(Direction.D2D)
+            if gpu.peer is None:
+                memory.host()
+                memory.sides(Direction.D2D)
+            else:
+                memory.sides(Direction.P2P)
             break
         except DriverCallError as error:
             if error.code != abi.ERROR_OUT_OF_MEMORY or half < max(grid.sizes):
@@ -210,7 +221,8 @@ class SwapTimer:
         self._grid = grid
         self.stream = gpu.stream
         self._memory = BenchMemory(gpu, *_pools(grid))
-        self._memory.host()[:] = 1
+        if gpu.peer is None:
+            self._memory.host()[:] = 1
         self._warm_up()
         self._copy_us: dict[tuple[type, Direction, bool, Mode], float] = {}
 

@@ -12,6 +12,7 @@ from numba_swap.modes.kernel.table import Launch
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.prepared.runs import PreparedLaunch
 from numba_swap.swap.verbs import plan_blocks, swap_blocks
+from numba_swap.tools.bench.gpu import BenchGPU
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import measure, measure_in_turn
 from numba_swap.tools.units import KIB
@@ -35,7 +36,7 @@ def measure_latency(run: SpeedRun) -> None:
     plan.run(stream).wait()
     samples = measure_in_turn(
         {
-            "bare": _bare_launch(run, plan),
+            "bare": bare_launch(run.gpu, plan),
             "run": lambda: plan.run(stream).wait(),
             "fresh": lambda: swap_blocks(*arrays, mapping, stream=stream).wait(),
         },
@@ -61,9 +62,9 @@ def _kernel_of(plan: CopyPlan) -> Launch:
     return plan.last.kernel
 
 
-def _bare_launch(run: SpeedRun, plan: CopyPlan) -> Callable[[], object]:
+def bare_launch(gpu: BenchGPU, plan: CopyPlan) -> Callable[[], object]:
     """Return a plain ``cuLaunchKernel`` of the plan's kernel, and a wait for its stream."""
-    driver, stream = run.gpu.driver, run.stream
+    driver, stream = gpu.driver, gpu.stream
     prepared = _kernel_of(plan)
     values = (ctypes.c_int64 * len(prepared.arguments))(*prepared.arguments)
     pointers = (ctypes.c_void_p * len(values))(

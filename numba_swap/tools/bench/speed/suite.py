@@ -22,6 +22,7 @@ from numba_swap.tools.bench.speed.exchange import measure_duplex, measure_exchan
 from numba_swap.tools.bench.speed.latency import measure_capture, measure_latency, measure_planning
 from numba_swap.tools.bench.speed.overlap import measure_overlap
 from numba_swap.tools.bench.speed.pageable import measure_pageable
+from numba_swap.tools.bench.speed.peers import measure_peers
 from numba_swap.tools.bench.speed.regret import measure_choosing, measure_regret
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.speed.throughput import (
@@ -49,6 +50,7 @@ SECTIONS: dict[str, Callable[[SpeedRun], None]] = {
     "overlap": measure_overlap,
     "boxes": measure_boxes,
     "pageable": measure_pageable,
+    "peers": measure_peers,
 }
 
 
