@@ -27,15 +27,22 @@ from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import (
     BadArgumentError,
     BadPlanError,
+    BlocksLostError,
+    CacheFullError,
     CalibrationError,
     CapturedTransferError,
     DriverCallError,
     DriverUnavailableError,
     EntryPointNotFoundError,
+    LeaseConflictError,
     ModeUnavailableError,
     NumbaSwapError,
+    TransferTimeoutError,
     UnsupportedArrayError,
 )
+from numba_swap.paging.block_cache import BlockCache, CacheStats
+from numba_swap.paging.lease import Lease
+from numba_swap.paging.memory import suggest_slots
 from numba_swap.swap.boxes import (
     copy,
     copy_boxes,
@@ -46,9 +53,10 @@ from numba_swap.swap.boxes import (
 )
 from numba_swap.swap.exchange.plan import ExchangePlan
 from numba_swap.swap.exchange.verbs import exchange, plan_exchange
+from numba_swap.swap.gather import gather, scatter
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.plan_cache import plan_cache
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.transfer import Transfer, wait_all
 from numba_swap.swap.verbs import plan_blocks, swap_blocks, swap_blocks_batch, warm_up
 
 if TYPE_CHECKING:
@@ -60,6 +68,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BadArgumentError",
     "BadPlanError",
+    "BlockCache",
+    "BlocksLostError",
+    "CacheFullError",
+    "CacheStats",
     "CalibrationError",
     "CapturedTransferError",
     "CopyPlan",
@@ -71,11 +83,14 @@ __all__ = [
     "EntryPointNotFoundError",
     "Estimate",
     "ExchangePlan",
+    "Lease",
+    "LeaseConflictError",
     "Mode",
     "ModeUnavailableError",
     "NumbaSwapError",
     "Policy",
     "Transfer",
+    "TransferTimeoutError",
     "UnsupportedArrayError",
     "__version__",
     "calibrate",
@@ -85,6 +100,7 @@ __all__ = [
     "driver_info",
     "exchange",
     "explain_copy",
+    "gather",
     "override",
     "plan_blocks",
     "plan_boxes",
@@ -92,9 +108,12 @@ __all__ = [
     "plan_copy",
     "plan_exchange",
     "plan_many",
+    "scatter",
     "simulate",
+    "suggest_slots",
     "swap_blocks",
     "swap_blocks_batch",
+    "wait_all",
     "warm_up",
 ]
 

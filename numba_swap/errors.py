@@ -191,6 +191,71 @@ class CapturedTransferError(NumbaSwapError):
     """
 
 
+class CacheFullError(NumbaSwapError):
+    """A request of a `BlockCache` needs more slots than can be free; nothing was changed.
+
+    Attributes
+    ----------
+    needed : int
+        How many blocks must come in.
+    slots : int
+        How many slots the cache has.
+    leased : int
+        How many of them are leased, or hold other blocks of the request.
+    """
+
+    def __init__(self, needed: int, slots: int, leased: int) -> None:
+        super().__init__(
+            f"{needed} blocks must come in, and of the {slots} slots {leased} are leased or hold "
+            f"other blocks of this request, which leaves {slots - leased}: end leases first, ask "
+            "for fewer blocks at a time, or make a cache of more slots"
+        )
+        self.needed = needed
+        self.slots = slots
+        self.leased = leased
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.needed, self.slots, self.leased)
+
+
+class LeaseConflictError(NumbaSwapError):
+    """A lease that is still open is in the way; nothing was changed.
+
+    Attributes
+    ----------
+    block : int
+        A block that is leased.
+    """
+
+    def __init__(self, message: str, block: int) -> None:
+        super().__init__(message)
+        self.block = block
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.block)
+
+
+class BlocksLostError(NumbaSwapError):
+    """What was written to blocks of a `BlockCache` is lost after a failure of the driver.
+
+    Attributes
+    ----------
+    blocks : tuple of int
+        The blocks: on the host each may be as it was, as it was to be, or a mixture.
+    """
+
+    def __init__(self, message: str, blocks: Sequence[int]) -> None:
+        super().__init__(message)
+        self.blocks = tuple(blocks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.blocks)
+
+
+class TransferTimeoutError(NumbaSwapError, TimeoutError):
+    """A transfer was not over in the time that the wait was given; it goes on."""
+
+
 class _Brief(reprlib.Repr):
     """Values in a line: of an array its shape, of anything long the beginning and the end."""
 

@@ -10,8 +10,14 @@ import threading
 import time
 
 from numba_swap.device.context import Context
+from numba_swap.device.streams import probe_stream
 from numba_swap.driver import abi
-from numba_swap.errors import DriverCallError, NumbaSwapError, forked_error
+from numba_swap.errors import (
+    CapturedTransferError,
+    DriverCallError,
+    NumbaSwapError,
+    forked_error,
+)
 
 # How long the reaper lets a driver be that cannot say whether work is over.
 _RETRY_SECONDS = 0.05
@@ -149,6 +155,41 @@ class InFlight:
                 self._fail(error)
                 raise
             self._release()
+
+    def make_wait(self, stream: int) -> None:
+        """Let later work in a stream come after this; the host does not wait.
+
+        Raises
+        ------
+        CapturedTransferError
+            If the stream is being captured: a graph cannot wait for what is outside of it.
+        """
+        if self._error is not None:
+            raise self._error
+        event = self.event
+        if not event:
+            return
+        driver = self._driver
+        if driver.is_default_stream(stream):
+            # It belongs to whatever context is current.
+            owner = driver.probe(0)[0] or self._context.handle
+        else:
+            owner = driver.probe(stream)[1]
+        with driver.activate(owner):
+            if probe_stream(driver, stream, "the stream that is to wait")[2]:
+                raise CapturedTransferError(
+                    f"stream {stream:#x} is being captured into a CUDA graph, which cannot wait "
+                    "for a transfer outside of it: let the stream wait before the capture begins, "
+                    "or the one in which the graph is launched"
+                )
+            # (Should another thread give the event back now, the stream waits for what it is
+            # recorded behind next: longer, but not in vain.)
+            driver.wait_event(stream, event)
+
+    def poll_in_own_context(self) -> bool:
+        """Do what `poll` does, in a thread that may have another context, or none."""
+        with self._driver.activate(self._context.handle):
+            return self.poll()
 
     def _wait_for_unmarked(self) -> None:
         """Wait for streams one by one: the event serves again as soon as it is over."""

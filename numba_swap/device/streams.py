@@ -8,7 +8,14 @@ import re
 from typing import Any
 
 from numba_swap.driver import abi
-from numba_swap.errors import UnsupportedArrayError, brief, say
+from numba_swap.driver.calls import Driver
+from numba_swap.errors import (
+    CapturedTransferError,
+    DriverCallError,
+    UnsupportedArrayError,
+    brief,
+    say,
+)
 
 _LEGACY = (0, abi.STREAM_LEGACY)
 
@@ -107,3 +114,25 @@ def is_legacy(handle: int) -> bool:
 def same_stream(one: int, other: int) -> bool:
     """Whether two handles are the same stream."""
     return one == other or (is_legacy(one) and is_legacy(other))
+
+
+def probe_stream(driver: Driver, stream: int, name: str) -> tuple[int, int, bool]:
+    """Do what `Driver.probe` does, for a stream in which something is to be enqueued.
+
+    Raises
+    ------
+    CapturedTransferError
+        If it is the legacy default stream, and a stream is being captured that this one waits for.
+        Work in it would be refused, and that graph be lost; to ask does no harm.
+    """
+    try:
+        return driver.probe(abi.STREAM_LEGACY if is_legacy(stream) else stream)
+    except DriverCallError as error:
+        if error.code != abi.ERROR_STREAM_CAPTURE_IMPLICIT:
+            raise
+        raise CapturedTransferError(
+            f"{name} is the legacy default stream, and another stream of this context is being "
+            "captured into a CUDA graph, which any work in the legacy one would end: give a "
+            "stream of your own (stream=numba.cuda.stream()), capture in a non-blocking stream, "
+            "or wait for the end of the capture"
+        ) from None

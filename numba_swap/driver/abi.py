@@ -259,6 +259,8 @@ PROTOTYPES: dict[str, Prototype] = {
         Prototype("cuCtxEnablePeerAccess", 4000, (_HANDLE, c_uint), essential=False),
         Prototype("cuPointerGetAttributes", 7000, (c_uint, c_void_p, c_void_p, _ADDRESS)),
         Prototype("cuMemAlloc", 3020, (POINTER(_ADDRESS), c_size_t)),
+        Prototype("cuMemFree", 3020, (_ADDRESS,)),
+        Prototype("cuMemGetInfo", 3020, (POINTER(c_size_t), POINTER(c_size_t))),
         Prototype("cuMemHostAlloc", 2020, (POINTER(c_void_p), c_size_t, c_uint)),
         Prototype("cuMemFreeHost", 2000, (c_void_p,)),
         Prototype(

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Iterator
-from ctypes import byref, c_int, c_uint64, c_void_p
+from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
 from numba_swap import native
@@ -268,6 +268,17 @@ class Driver(WorkCalls):
             code = self._cuMemAlloc(byref(address), nbytes)
         self._check(code, "cuMemAlloc", f"{nbytes} bytes of device memory were asked for.")
         return address.value
+
+    def device_free(self, address: int) -> None:
+        """Free device memory; the driver waits for the work that may use it."""
+        with self.relaxed_capture():
+            self._check(self._cuMemFree(address), "cuMemFree")
+
+    def memory_info(self) -> tuple[int, int]:
+        """Return how many bytes the device of the calling thread's context has free, and in all."""
+        free, total = c_size_t(), c_size_t()
+        self._check(self._cuMemGetInfo(byref(free), byref(total)), "cuMemGetInfo")
+        return free.value, total.value
 
     def host_alloc(self, nbytes: int) -> int:
         """Allocate pinned host memory that every context can use, also during stream capture."""

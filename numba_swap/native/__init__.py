@@ -14,22 +14,26 @@ if TYPE_CHECKING:
         box_rows,
         boxes,
         driver_calls,
+        pages,
         pairing,
         prepared,
         prepared_boxes,
         rows,
         staging,
+        victims,
     )
 
 __all__ = [
     "box_rows",
     "boxes",
     "driver_calls",
+    "pages",
     "pairing",
     "prepared",
     "prepared_boxes",
     "rows",
     "staging",
+    "victims",
 ]
 
 

@@ -16,7 +16,7 @@ from numba_swap.errors import BadArgumentError, BadPlanError
 from numba_swap.swap.context import RunOptions
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.prepared.views import copy_again, find_views, prepare_views
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.transfer import After, Transfer, wait_early
 from numba_swap.swap.verbs import current_devices
 
 
@@ -57,6 +57,7 @@ def copy(
     mode: Mode | str = "auto",
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
+    after: After = None,
 ) -> Transfer:
     """Copy a view of an n-D array into another of the same shape: ``dst[...] = src``.
 
@@ -64,7 +65,7 @@ def copy(
     ----------
     src, dst
         As for `plan_copy`.
-    stream, mode, policy, max_blocks
+    stream, mode, policy, max_blocks, after
         As for `swap_blocks`.
 
     Returns
@@ -92,13 +93,15 @@ def copy(
     devices = current_devices()
     options = RunOptions(stream_handle(stream), mode, max_blocks, policy)
     found = find_views(src, dst, options)
-    if found is not None:
+    if after is not None:
+        after = wait_early(after, options.stream)
+    if found is not None and not after:
         done = copy_again(devices, found, options, (src, dst, stream))
         if done is not None:
             return done
     pair = _pair_of(devices, src, dst)
     plan = _plan_views(devices, [pair])
-    transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
+    transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks, after=after)
     if found is not None:
         prepare_views(found, devices, plan.last, plan.copies, pair)
     return transfer
@@ -154,6 +157,7 @@ def copy_many(
     mode: Mode | str = "auto",
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
+    after: After = None,
 ) -> Transfer:
     """Copy between pairs of views, checked and moved as one: ``dst[...] = src`` for each.
 
@@ -161,7 +165,7 @@ def copy_many(
     ----------
     pairs
         As for `plan_many`.
-    stream, mode, policy, max_blocks
+    stream, mode, policy, max_blocks, after
         As for `swap_blocks`.
 
     Returns
@@ -186,7 +190,7 @@ def copy_many(
     ...     float(inner.copy_to_host().sum()), float(edge.copy_to_host().sum())
     (8.0, 8.0)
     """
-    return plan_many(pairs).run(stream, mode, policy=policy, max_blocks=max_blocks)
+    return plan_many(pairs).run(stream, mode, policy=policy, max_blocks=max_blocks, after=after)
 
 
 def plan_boxes(
@@ -256,6 +260,7 @@ def copy_boxes(
     mode: Mode | str = "auto",
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
+    after: After = None,
 ) -> Transfer:
     """Copy boxes of one shape between n-D arrays.
 
@@ -263,7 +268,7 @@ def copy_boxes(
     ----------
     src, dst, src_origins, dst_origins, box_shape, edge
         As for `plan_boxes`.
-    stream, mode, policy, max_blocks
+    stream, mode, policy, max_blocks, after
         As for `swap_blocks`.
 
     Returns
@@ -293,7 +298,7 @@ def copy_boxes(
     (63.0, 27.0)
     """
     plan = plan_boxes(src, dst, src_origins, dst_origins, box_shape, edge=edge)
-    return plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
+    return plan.run(stream, mode, policy=policy, max_blocks=max_blocks, after=after)
 
 
 _SIDES = 2

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from numba_swap.copies.ends import Direction, Ends
 from numba_swap.device.context import Context
 from numba_swap.device.devices import Devices
-from numba_swap.device.streams import is_legacy, same_stream, stream_handle
+from numba_swap.device.streams import is_legacy, probe_stream, same_stream, stream_handle
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.conditions import Conditions, LaunchContext, capabilities_of
 from numba_swap.dispatch.ranking import block_limit
@@ -21,9 +21,7 @@ from numba_swap.dispatch.settings import (
     parse_mode,
     parse_policy,
 )
-from numba_swap.driver import abi
-from numba_swap.driver.calls import Driver
-from numba_swap.errors import CapturedTransferError, DriverCallError
+from numba_swap.errors import CapturedTransferError
 
 
 class RunOptions(NamedTuple):
@@ -104,7 +102,7 @@ class launching:  # noqa: N801 -- it is used as a function
             self._switched.__enter__()
         try:
             if default:
-                capturing = _probe(driver, stream, "the copy's stream")[2]
+                capturing = probe_stream(driver, stream, "the copy's stream")[2]
             context = devices.context(handle)
             others: tuple[tuple[int, Context], ...] = ()
             if default:
@@ -149,7 +147,7 @@ class launching:  # noqa: N801 -- it is used as a function
                 raise _captured_elsewhere(stream, self._device, other)
             context = devices.primary(other)
             with devices.driver.activate(context.handle):
-                if _probe(devices.driver, stream, f"the default stream of device {other}")[2]:
+                if probe_stream(devices.driver, stream, f"the default stream of device {other}")[2]:
                     raise _captured_elsewhere(stream, other, self._device)
             found.append((stream, context))
         return tuple(found)
@@ -172,28 +170,6 @@ def _captured_elsewhere(
         f"device {other} takes part, where work would have to wait for it: capture a stream of "
         f"device {other}, given as stream=, or wait for the end of the capture"
     )
-
-
-def _probe(driver: Driver, stream: int, name: str) -> tuple[int, int, bool]:
-    """Do what `Driver.probe` does, for a stream in which something is to be enqueued.
-
-    Raises
-    ------
-    CapturedTransferError
-        If it is the legacy default stream, and a stream is being captured that this one waits for.
-        Work in it would be refused, and that graph be lost; to ask does no harm.
-    """
-    try:
-        return driver.probe(abi.STREAM_LEGACY if is_legacy(stream) else stream)
-    except DriverCallError as error:
-        if error.code != abi.ERROR_STREAM_CAPTURE_IMPLICIT:
-            raise
-        raise CapturedTransferError(
-            f"{name} is the legacy default stream, and another stream of this context is being "
-            "captured into a CUDA graph, which any work in the legacy one would end: give a "
-            "stream of your own (stream=numba.cuda.stream()), capture in a non-blocking stream, "
-            "or wait for the end of the capture"
-        ) from None
 
 
 def wait_for_producers(ends: Ends, launch: LaunchContext) -> None:
@@ -223,7 +199,7 @@ def _wait_for_producer(producer: int, launch: LaunchContext, of: Context | None 
     """Let the stream wait for another one; a default stream is that of one context."""
     driver, owner = launch.driver, of or launch.context
     with _NO_OTHER if of is None else driver.activate(owner.handle):
-        _, handle, capturing = _probe(driver, producer, "an array's own stream")
+        _, handle, capturing = probe_stream(driver, producer, "an array's own stream")
     if capturing and not launch.conditions.capturing:
         raise CapturedTransferError(
             f"an array's own stream {producer:#x} is being captured into a CUDA graph: swap in "

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
+
 from numba_swap.copies.copies import Copies
 from numba_swap.copies.ends import Direction, Ends
+from numba_swap.copies.from_arrays import read_mapping
 from numba_swap.device.devices import Devices
 from numba_swap.device.streams import stream_handle
 from numba_swap.dispatch.calibration import find_costs
@@ -14,11 +17,14 @@ from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.decision import Decision
 from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.errors import BadPlanError
+from numba_swap.swap.blueprint import Blueprint
+from numba_swap.swap.captured import rewrite_captured
 from numba_swap.swap.context import RunOptions, launching
 from numba_swap.swap.execute import execute
 from numba_swap.swap.prepared.runs import PreparedRun, prepared_from
 from numba_swap.swap.select import Selection, advise, choose, decision_key, estimate_modes
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.transfer import After, Transfer, transfers_of, wait_early
 
 _log = logging.getLogger("numba_swap")
 
@@ -57,6 +63,7 @@ class Plan:
         *,
         policy: Policy | str | None = None,
         max_blocks: int | None = None,
+        after: After = None,
     ) -> Transfer:
         """Enqueue the copies and return at once.
 
@@ -72,6 +79,9 @@ class Plan:
             the environment says, else ``"throughput"``.
         max_blocks : int, optional
             The most thread blocks that a kernel may have, to leave room for other kernels.
+        after : Transfer or iterable of Transfer, optional
+            What the copies are to come after, in whatever streams that is: `stream` waits for it,
+            the host does not.
 
         Returns
         -------
@@ -87,15 +97,25 @@ class Plan:
             the copies run in several steps, it says how many were submitted, and what else it
             says holds for its own step.
         """
+        if after is not None:
+            after = wait_early(after, stream_handle(stream))
         last = self.last
-        if last is not None and last.holds(stream_handle(stream), mode, max_blocks, policy):
+        if (
+            last is not None
+            and not after
+            and last.holds(stream_handle(stream), mode, max_blocks, policy)
+        ):
             transfer = last.again(self._held(), stream)
             if transfer is not None:
                 return transfer
         options = RunOptions(stream, mode, max_blocks, policy)
         with self._launching(options) as launch:
+            for transfer in transfers_of(after):
+                transfer.wait_on(launch.stream)
             selection = self.select(launch, mode)
             transfer = execute(selection, launch, self._ends, (self._held(), stream))
+            if launch.conditions.capturing:
+                self._note_capture(selection)
             # Without memory of a GPU, a default stream is that of whatever context is current.
             fixed = self._device is not None or not launch.driver.is_default_stream(launch.stream)
             fixed = fixed and not launch.others
@@ -141,6 +161,9 @@ class Plan:
         """Return what must outlive a run."""
         return self
 
+    def _note_capture(self, selection: Selection) -> None:
+        """Remember what was captured into a graph."""
+
     def select(self, launch: LaunchContext, mode: Mode | str | None) -> Selection:
         """Choose how the copies run, and remember it: for `run`, and for measurements."""
         costs = find_costs(launch.device)
@@ -179,9 +202,13 @@ class CopyPlan(Plan):
         The copies themselves, for tests and measurements; not for users.
     """
 
-    def __init__(self, devices: Devices, copies: Copies) -> None:
+    def __init__(
+        self, devices: Devices, copies: Copies, made_from: Blueprint | None = None
+    ) -> None:
         super().__init__(devices, (copies.ends,), copies.direction, copies.nbytes)
         self.copies = copies
+        self._made_from = made_from
+        self._captured: list[Selection] = []
 
     def __len__(self) -> int:
         """Return the number of copies after merging neighbours."""
@@ -189,6 +216,112 @@ class CopyPlan(Plan):
 
     def __repr__(self) -> str:
         return f"<CopyPlan: {len(self)} copies, {self.nbytes} bytes, {self.copies.direction}>"
+
+    def rebind(self, src: Any, dst: Any) -> CopyPlan:
+        """Plan the same rows for other arrays of the same shapes.
+
+        Parameters
+        ----------
+        src, dst : array, or sequence of arrays
+            As for `numba_swap.plan_blocks`; their strides may differ from those of the plan.
+
+        Returns
+        -------
+        CopyPlan
+            A new plan; this one stays as it is.
+
+        Raises
+        ------
+        BadPlanError
+            Other shapes or element sizes; a plan that was not made by `plan_blocks`; and as for
+            that.
+        UnsupportedArrayError
+            An argument that is no array.
+
+        Examples
+        --------
+        >>> import numba_swap as ns
+        >>> with ns.simulate() as gpu:
+        ...     host, device = gpu.pinned_array((8, 64)), gpu.device_array((4, 64))
+        ...     plan = ns.plan_blocks(host, device, [[3, 0], [5, 1]])
+        ...     plan.rebind(gpu.pinned_array((8, 64)), device).run().wait()
+        ...     plan.reversed().run().wait()
+        """
+        made = self._blueprint("rebind")
+        axis = made.layers[0].src.axis if made.layers else 0
+        return self._remade(made.rebound(src, dst, axis))
+
+    def reversed(self) -> CopyPlan:
+        """Plan the way back: from `dst` to `src`, block for block.
+
+        Returns
+        -------
+        CopyPlan
+            A new plan; this one stays as it is.
+
+        Raises
+        ------
+        BadPlanError
+            A source block that several rows read, which would be written several times; a source
+            that is read-only; a plan that was not made by `plan_blocks`.
+        """
+        return self._remade(self._blueprint("reversed").reversed(), back=True)
+
+    def _remade(self, made: Blueprint, *, back: bool = False) -> CopyPlan:
+        assert self._made_from is not None
+        rows = self._made_from.rows_of(self.copies)
+        made, copies = made.plan(np.ascontiguousarray(rows[:, ::-1]) if back else rows)
+        return CopyPlan(self._devices, copies, made)
+
+    def update(self, block_mapping: Any, *, stream: Any = None) -> None:
+        """Let the plan copy other blocks, at its next runs and in graphs that captured it.
+
+        Parameters
+        ----------
+        block_mapping : array_like of int, shape (n, 2)
+            As for `numba_swap.plan_blocks`, of at most as many rows as the plan was made for.
+        stream : stream, int or None, optional
+            In which the change takes its turn, for captured graphs: replays that were launched
+            there before copy the former blocks, those launched later the new ones. A graph must be
+            replayed in this stream, or what orders it with this stream is up to you. Runs of the
+            plan that are in flight keep their blocks in any case.
+
+        Raises
+        ------
+        BadPlanError
+            More rows than planned, and as for `plan_blocks`; or a graph captured a run of the plan
+            in a form that is fixed: in another mode than the kernel, whose table of addresses is
+            read at every replay, with neighbours merged (plan with ``updatable=True``), or there
+            are no rows left. Nothing was changed.
+        CapturedTransferError
+            The stream is being captured.
+        DriverCallError
+            If the driver refuses to copy the table of a graph; the plan itself is as it was.
+        """
+        made = self._blueprint("update")
+        mapping = read_mapping(block_mapping)
+        if len(mapping) > made.rows:
+            raise BadPlanError(
+                f"block_mapping has {len(mapping)} rows, and the plan was made for {made.rows}: "
+                "make another plan"
+            )
+        renewed, copies = made.plan(mapping)
+        if self._captured:
+            options = RunOptions(stream)
+            with launching(self._devices, self._device, self._direction, options) as launch:
+                rewrite_captured(self._captured, copies, launch)
+        self._made_from = renewed._replace(rows=made.rows)
+        self.copies, self.nbytes, self._ends = copies, copies.nbytes, (copies.ends,)
+        self.last = self._selected = None
+
+    def _blueprint(self, what: str) -> Blueprint:
+        if self._made_from is None:
+            raise BadPlanError(f"{what} is for plans that plan_blocks made: make another plan")
+        return self._made_from
+
+    def _note_capture(self, selection: Selection) -> None:
+        if self._made_from is not None:
+            self._captured.append(selection)
 
     def _held(self) -> object:
         return self.copies

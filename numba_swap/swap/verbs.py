@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba_swap.copies.copies import Copies, no_copies
 from numba_swap.copies.ends import Direction
 from numba_swap.copies.from_arrays import plan_layers, read_mapping
 from numba_swap.copies.from_pointers import Validation, plan_pointers
 from numba_swap.copies.inputs.mapping import Integers
-from numba_swap.copies.layers import LayerPair, device_of, read_arrays
+from numba_swap.copies.layers import NAMES, ArgumentNames, LayerPair, device_of, read_arrays
 from numba_swap.device.device import Device
 from numba_swap.device.devices import Devices, devices_of
 from numba_swap.device.streams import stream_handle
@@ -23,16 +23,19 @@ from numba_swap.dispatch.settings import Mode, Policy, current_settings
 from numba_swap.driver.current import current_driver
 from numba_swap.errors import BadArgumentError, ModeUnavailableError, brief
 from numba_swap.modes.kernel import exchange, launch
+from numba_swap.swap.blueprint import Blueprint
 from numba_swap.swap.context import RunOptions
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.plan_cache import ArrayPair, plan_cache
 from numba_swap.swap.prepared.rows import PreparedRows
 from numba_swap.swap.prepared.runs import PreparedLaunch
 from numba_swap.swap.select import Selection
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.transfer import After, Transfer, wait_early
 
 
-def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) -> CopyPlan:
+def plan_blocks(
+    src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0, updatable: bool = False
+) -> CopyPlan:
     """Check a swap of blocks once, to run it many times.
 
     Parameters
@@ -49,6 +52,9 @@ def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) 
         written (column 1), in host memory.
     block_axis : int, optional
         The axis along which the blocks lie.
+    updatable : bool, optional
+        Keep every row a copy of its own, neighbours, too, so that `CopyPlan.update` can change
+        what captured graphs copy.
 
     Returns
     -------
@@ -84,7 +90,14 @@ def plan_blocks(src: Any, dst: Any, block_mapping: Any, *, block_axis: int = 0) 
     devices = current_devices()
     mapping = read_mapping(block_mapping)
     layers = read_arrays(devices.driver, src, dst, block_axis)
-    return CopyPlan(devices, _plan(devices, layers, mapping))
+    asked = layers if len(mapping) else []  # of no rows nothing is asked
+    with asking_about(devices, asked):
+        tuning = tuning_for(devices, asked)
+        copies = plan_layers(
+            devices, layers, mapping, NAMES.mapping, tuning, in_order=bool(updatable)
+        )
+        made = Blueprint.of(devices, layers, mapping, tuning, in_order=bool(updatable))
+    return CopyPlan(devices, copies, made)
 
 
 def swap_blocks(
@@ -97,6 +110,7 @@ def swap_blocks(
     mode: Mode | str | None = None,
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
+    after: After = None,
 ) -> Transfer:
     """Copy blocks between arrays: ``dst[mapping[i, 1]] = src[mapping[i, 0]]`` for every row.
 
@@ -117,6 +131,9 @@ def swap_blocks(
         environment says, else ``"throughput"``.
     max_blocks : int, optional
         The most thread blocks that a kernel may have, to leave room for other kernels.
+    after : Transfer or iterable of Transfer, optional
+        What the copies are to come after, in whatever streams that is: `stream` waits for it, the
+        host does not.
 
     Returns
     -------
@@ -138,34 +155,92 @@ def swap_blocks(
     devices = current_devices()
     known = plan_cache.find(devices, src, dst, block_axis)
     options = RunOptions(stream_handle(stream), mode, max_blocks, policy)
+    if after is not None:
+        after = wait_early(after, options.stream)
     rows: PreparedRows | None = None
-    if known is not None:
+    if known is not None and not after:
         rows = known.prepared(options.stream)
         if rows is not None:
             transfer = rows.copy(block_mapping, options, (src, dst, stream))
             if transfer is not None:
                 return transfer
-    mapping = read_mapping(block_mapping)
+    request = RowsRequest(src, dst, block_mapping, block_axis, stream, after)
+    return _swap_anew(devices, request, options, known, rows)
+
+
+class RowsRequest(NamedTuple):
+    """What is to be swapped, and what the user calls it.
+
+    Attributes
+    ----------
+    src, dst, mapping, axis, stream, after
+        As for `swap_blocks`.
+    names : ArgumentNames
+        For messages.
+    """
+
+    src: Any
+    dst: Any
+    mapping: Any
+    axis: int
+    stream: Any
+    after: After
+    names: ArgumentNames = NAMES
+
+
+def swap_rows(request: RowsRequest, options: RunOptions) -> Transfer:
+    """Do what `swap_blocks` does, for verbs whose arguments have other names.
+
+    (It is not called there: the short way of a repeated swap has no time for another call.)
+    """
+    devices = current_devices()
+    src, dst, mapping, axis, stream, after, _ = request
+    known = plan_cache.find(devices, src, dst, axis)
+    options = options._replace(stream=stream_handle(stream))
+    if after is not None:
+        after = wait_early(after, options.stream)
+    rows: PreparedRows | None = None
+    if known is not None and not after:
+        rows = known.prepared(options.stream)
+        transfer = None if rows is None else rows.copy(mapping, options, (src, dst, stream))
+        if transfer is not None:
+            return transfer
+    return _swap_anew(devices, request._replace(after=after), options, known, rows)
+
+
+def _swap_anew(
+    devices: Devices,
+    request: RowsRequest,
+    options: RunOptions,
+    known: ArrayPair | None,
+    rows: PreparedRows | None,
+) -> Transfer:
+    """Plan a swap and run it; remember how, for the next one between the same arrays."""
+    src, dst, block_mapping, axis, stream, after, names = request
+    mapping = read_mapping(block_mapping, names.mapping)
     if known is None:
-        layers = read_arrays(devices.driver, src, dst, block_axis)
+        layers = read_arrays(devices.driver, src, dst, axis, names)
     else:
         layers = known.layers_of(src, dst)
-    copies = _plan(devices, layers, mapping)
+    copies = _plan(devices, layers, mapping, names.mapping)
     plan = CopyPlan(devices, copies)
-    transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
+    _, mode, max_blocks, policy = options
+    transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks, after=after)
     if known is None:
-        known = plan_cache.remember(devices, src, dst, block_axis, layers)
+        known = plan_cache.remember(devices, src, dst, axis, layers)
     outdated = rows is None or not rows.stays_right(options, layers[0])
     if known is not None and isinstance(plan.last, PreparedLaunch) and outdated:
         _prepare_rows(known, plan.last, copies)
     return transfer
 
 
-def _plan(devices: Devices, layers: list[LayerPair], mapping: Integers) -> Copies:
+def _plan(
+    devices: Devices, layers: list[LayerPair], mapping: Integers, name: str = NAMES.mapping
+) -> Copies:
     asked = layers if len(mapping) else []  # of no rows nothing is asked
     with asking_about(devices, asked):
         tuning = tuning_for(devices, asked)
-        return plan_layers(devices, layers, mapping, "block_mapping", tuning)
+        return plan_layers(devices, layers, mapping, name, tuning)
 
 
 def _prepare_rows(known: ArrayPair, run: PreparedLaunch, copies: Copies) -> None:
@@ -211,6 +286,7 @@ def swap_blocks_batch(
     mode: Mode | str | None = None,
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
+    after: After = None,
     validate: Validation = "bounds",
 ) -> Transfer:
     """Copy between raw addresses, ``sizes[i]`` bytes from ``src_ptrs[i]`` to ``dst_ptrs[i]``.
@@ -219,7 +295,7 @@ def swap_blocks_batch(
     ----------
     src_ptrs, dst_ptrs, sizes : array_like of int, shape (n,)
         Addresses, and lengths in bytes, in host memory (NumPy, list, CPU tensor).
-    stream, mode, policy, max_blocks
+    stream, mode, policy, max_blocks, after
         As for `swap_blocks`.
     validate : {"bounds", "full", "none"}, optional
         ``"bounds"``: every copy lies, at both sides, wholly inside one allocation that CUDA
@@ -253,7 +329,7 @@ def swap_blocks_batch(
     """
     devices = current_devices()
     plan = CopyPlan(devices, plan_pointers(devices.driver, src_ptrs, dst_ptrs, sizes, validate))
-    return plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
+    return plan.run(stream, mode, policy=policy, max_blocks=max_blocks, after=after)
 
 
 def warm_up(device: int | None = None) -> None:

@@ -78,6 +78,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     demo.add_argument("--simulate", action="store_true", help="even if there is a GPU")
     demo.set_defaults(run=_demo)
     _add_explain(commands)
+    _add_cache_sim(commands)
     _add_calibrate(commands)
     add_ab(commands)
     parsed = parser.parse_args(arguments)
@@ -119,6 +120,26 @@ def _add_explain(commands: Any) -> None:
     )
     explain.add_argument("--max-blocks", type=int, help="the most thread blocks of a kernel")
     explain.set_defaults(run=_explain)
+
+
+def _add_cache_sim(commands: Any) -> None:
+    sim = commands.add_parser(
+        "cache-sim",
+        help="what a cache of blocks would hit, for a trace of block ids",
+        description="Replay a trace of block ids through caches of several sizes, for every policy "
+        "and for one that knows the future (belady), and print the share of blocks that were "
+        "there. No GPU is needed.",
+    )
+    sim.add_argument(
+        "trace", metavar="TRACE.npy", help="ids, or a row of ids a request (negative: none)"
+    )
+    sim.add_argument("--slots", required=True, metavar="LIST", help="numbers of slots: 256,1024")
+    sim.add_argument(
+        "--request", type=int, metavar="N", help="ids that make one request (default: 1)"
+    )
+    sim.add_argument("--plot", metavar="FILE", help="draw hit rate against slots (matplotlib)")
+    sim.add_argument("--json", action="store_true", help="for machines")
+    sim.set_defaults(run=_cache_sim)
 
 
 def _add_calibrate(commands: Any) -> None:
@@ -207,6 +228,35 @@ def _explain(parsed: argparse.Namespace) -> int:
         max_blocks=parsed.max_blocks,
     )
     print(decision.table())
+    return 0
+
+
+def _cache_sim(parsed: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from numba_swap.dispatch.settings import check_positive
+    from numba_swap.errors import BadArgumentError
+    from numba_swap.tools.cache_sim import format_table, plot, read_trace, run_cache_sim
+    from numba_swap.tools.checks import check_writable
+
+    if parsed.request is not None:
+        check_positive(parsed.request, "--request")
+    try:
+        slots = [int(count) for count in parsed.slots.split(",")]
+    except ValueError:
+        raise BadArgumentError(f"--slots {parsed.slots!r} is no list of integers") from None
+    for count in slots:
+        check_positive(count, "--slots")
+    if parsed.plot:
+        check_writable(Path(parsed.plot))
+    rows = run_cache_sim(read_trace(parsed.trace, parsed.request), slots)
+    if parsed.plot:
+        plot(rows, Path(parsed.plot))
+    if parsed.json:
+        json.dump([{**row._asdict(), "hit_rate": row.hit_rate} for row in rows], sys.stdout)
+        print()
+    else:
+        print(format_table(rows))
     return 0
 
 

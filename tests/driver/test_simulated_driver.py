@@ -1240,6 +1240,8 @@ def test_missing_entry_points_are_told_wherever_they_are_used():
         ("cuStreamIsCapturing", lambda driver: driver.probe(driver.create_stream())),
         ("cuPointerGetAttributes", lambda driver: driver.pointer_info(4096)),
         ("cuMemAlloc", lambda driver: driver.device_alloc(64)),
+        ("cuMemFree", lambda driver: driver.device_free(driver.device_alloc(64))),
+        ("cuMemGetInfo", lambda driver: driver.memory_info()),
         ("cuMemHostAlloc", lambda driver: driver.host_alloc(64)),
         ("cuMemFreeHost", lambda driver: driver.host_free(driver.host_alloc(64))),
         ("cuStreamCreate", lambda driver: driver.create_stream()),

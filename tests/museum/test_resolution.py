@@ -19,7 +19,9 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.museum
 
 # Exported under another name than it is asked for, in every driver since CUDA 3.2.
-EXPORTED_AS = {"cuMemAlloc": "cuMemAlloc_v2", "cuMemcpy3DAsync": "cuMemcpy3DAsync_v2"}
+EXPORTED_AS = {
+    name: f"{name}_v2" for name in ("cuMemAlloc", "cuMemFree", "cuMemGetInfo", "cuMemcpy3DAsync")
+}
 
 
 def run_beside(folder, *command):

@@ -28,6 +28,8 @@ POISON, UNWRITTEN = 0xDEAD, -77
 NEWEST = 1 << 30
 KNOWN_GAPS = {
     "cuMemAlloc": (range(3020), "the revision before 3.2 is not simulated"),
+    "cuMemFree": (range(3020), "the revision before 3.2 is not simulated"),
+    "cuMemGetInfo": (range(3020), "the revision before 3.2 is not simulated"),
     "cuMemcpy3DAsync": (range(2000, 3020), "the revision before 3.2 is not simulated"),
 }
 

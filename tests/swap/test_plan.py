@@ -115,3 +115,119 @@ def test_an_exchange_that_runs_again_keeps_its_arrays(gpu, rng):
     transfer.wait()
     gc.collect()
     assert [ref() for ref in alive] == [None, None]
+
+
+# -- plans from plans ---------------------------------------------------------------------------
+
+
+def numbers(gpu, kind, blocks, first=0):
+    content = np.repeat(np.arange(first, first + blocks, dtype=np.int64)[:, None], 8, axis=1)
+    array = (gpu.device_array if kind == "device" else gpu.pinned_array)((blocks, 8), np.int64)
+    if kind == "device":
+        array.copy_to_device(content)
+    else:
+        array[:] = content
+    return array
+
+
+@pytest.mark.parametrize("mapping", [[[3, 0], [4, 1], [9, 5]], [[7, 2]], []])
+def test_the_same_rows_for_other_arrays_and_back(mapping):
+    with ns.simulate() as gpu:
+        src, dst = numbers(gpu, "pinned", 12), numbers(gpu, "device", 6, 50)
+        plan = ns.plan_blocks(src, dst, mapping)
+        other, into = numbers(gpu, "pinned", 12, 100), numbers(gpu, "device", 6, 50)
+        plan.rebind(other, into).run().wait()
+        rows = np.array(mapping, int).reshape(-1, 2)
+        expected = np.arange(50, 56)
+        expected[rows[:, 1]] = 100 + rows[:, 0]
+        assert into.copy_to_host()[:, 0].tolist() == expected.tolist()
+        assert dst.copy_to_host()[:, 0].tolist() == list(range(50, 56))
+        back = plan.reversed()
+        back.run().wait()
+        assert src[rows[:, 0], 0].tolist() == (50 + rows[:, 1]).tolist()
+        assert back.reversed().nbytes == plan.nbytes
+
+
+def test_rows_within_one_array_and_in_boxes_are_remembered():
+    with ns.simulate() as gpu:
+        pool = numbers(gpu, "device", 6)
+        plan = ns.plan_blocks(pool, pool, [[2, 2], [3, 1]])
+        src, dst = numbers(gpu, "device", 6, 100), numbers(gpu, "device", 6)
+        plan.rebind(src, dst).run().wait()
+        assert dst.copy_to_host()[:, 0].tolist() == [0, 103, 102, 3, 4, 5]
+        wide, tall = gpu.pinned_array((4, 6)), gpu.device_array((4, 6))
+        wide[:] = np.arange(6)
+        ns.plan_blocks(wide, tall, [[5, 0], [1, 2]], block_axis=1).rebind(wide, tall).run().wait()
+        assert tall.copy_to_host()[1, [0, 2]].tolist() == [5, 1]
+
+
+def test_plans_from_plans_are_refused_with_the_reason():
+    with ns.simulate() as gpu:
+        src, dst = numbers(gpu, "pinned", 12), numbers(gpu, "device", 6)
+        plan = ns.plan_blocks(src, dst, [[3, 0], [3, 1]])
+        with pytest.raises(ns.BadPlanError, match="written twice"):
+            plan.reversed()
+        with pytest.raises(ns.BadPlanError, match=r"src has the shape \(6, 8\)"):
+            plan.rebind(dst, dst)
+        with pytest.raises(ns.BadPlanError, match="3 rows, and the plan was made for 2"):
+            plan.update([[0, 0], [1, 1], [2, 2]])
+        with pytest.raises(ns.BadPlanError, match="that plan_blocks made"):
+            ns.plan_copy(src[:6], dst).reversed()
+
+
+@pytest.mark.parametrize("mode", ["loop", "kernel", "batch"])
+def test_update_changes_what_later_runs_copy(mode):
+    with ns.simulate() as gpu:
+        src, dst = numbers(gpu, "pinned", 12, 100), numbers(gpu, "device", 6)
+        stream = gpu.stream()
+        plan = ns.plan_blocks(src, dst, [[3, 0], [9, 1]])
+        plan.run(stream, mode)  # in flight: it keeps its blocks
+        plan.update([[5, 4], [6, 5]])
+        assert plan.nbytes == 2 * 64
+        plan.run(stream, mode).wait()
+        assert dst.copy_to_host()[:, 0].tolist() == [103, 109, 2, 3, 105, 106]
+        plan.update([[1, 0]])
+        plan.run(stream, mode).wait()
+        plan.update([[1, 1], [2, 2]])  # as many as at first
+        plan.run(stream, mode).wait()
+        assert dst.copy_to_host()[:, 0].tolist() == [101, 101, 102, 3, 105, 106]
+
+
+@pytest.mark.parametrize("updatable", [False, True])
+def test_update_changes_what_a_captured_graph_copies_in_stream_order(updatable):
+    with ns.simulate() as gpu:
+        src, dst = numbers(gpu, "pinned", 12, 100), numbers(gpu, "device", 6)
+        stream = gpu.stream(non_blocking=True)
+        plan = ns.plan_blocks(src, dst, [[3, 0], [4, 1], [9, 2]], updatable=updatable)
+        gpu.library.begin_capture(stream.handle)
+        plan.run(stream, "kernel")
+        with pytest.raises(ns.CapturedTransferError):
+            plan.update([[1, 3]], stream=stream)
+        graph = gpu.library.end_capture(stream.handle)
+        if not updatable:  # 3 and 4 are neighbours
+            with pytest.raises(ns.BadPlanError, match="updatable=True"):
+                plan.update([[1, 3]], stream=stream)
+            return
+        gpu.library.launch(graph, stream.handle)
+        plan.update([[1, 3], [7, 4]], stream=stream)
+        gpu.library.launch(graph, stream.handle)
+        plan.update([[8, 5]], stream=stream)
+        gpu.library.launch(graph, stream.handle)
+        stream.synchronize()
+        assert dst.copy_to_host()[:, 0].tolist() == [103, 104, 109, 101, 107, 108]
+        with pytest.raises(ns.BadPlanError, match="at least one row"):
+            plan.update([], stream=stream)
+
+
+def test_update_is_refused_for_graphs_that_have_the_addresses():
+    with ns.simulate() as gpu:
+        src, dst = numbers(gpu, "pinned", 12, 100), numbers(gpu, "device", 6)
+        stream = gpu.stream(non_blocking=True)
+        plan = ns.plan_blocks(src, dst, [[3, 0], [9, 1]], updatable=True)
+        gpu.library.begin_capture(stream.handle)
+        plan.run(stream, "loop")
+        gpu.library.end_capture(stream.handle)
+        with pytest.raises(ns.BadPlanError, match="captured this plan as loop"):
+            plan.update([[1, 3]], stream=stream)
+        plan.run(stream).wait()
+        assert dst.copy_to_host()[:2, 0].tolist() == [103, 109]

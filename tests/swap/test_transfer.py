@@ -1,5 +1,6 @@
 """What keeps memory alive, what waits for what, and what a failure leaves behind."""
 
+import asyncio
 import gc
 import pickle
 import subprocess
@@ -501,3 +502,156 @@ def test_errors_survive_a_process_pool():
         again = pickle.loads(pickle.dumps(error))
         assert str(again) == str(error)
         assert vars(again) == vars(error)
+
+
+# -- order between streams, and being told of the end -------------------------------------------
+
+
+def two_streams(gpu):
+    return gpu.stream(non_blocking=True), gpu.stream(non_blocking=True)
+
+
+def test_a_stream_waits_for_a_transfer_and_the_host_does_not(gpu):
+    """The simulated driver does nothing that is not ordered: without `wait_on`, old data."""
+    src, device, dst = (gpu.pinned_array((4, 8)), gpu.device_array((4, 8)), gpu.pinned_array(8))
+    src[:], dst[:] = 3.0, 0.0
+    copies, compute = two_streams(gpu)
+    for ordered in (False, True):
+        device.copy_to_device(np.zeros((4, 8)))
+        transfer = ns.swap_blocks(src, device, [[1, 2]], stream=copies)
+        if ordered:
+            transfer.wait_on(compute)
+        ns.copy(device[2], dst, stream=compute)
+        compute.synchronize()
+        assert (dst == (3.0 if ordered else 0.0)).all()
+        transfer.wait()
+
+
+VERBS = {
+    "swap_blocks": lambda dev, out, **o: ns.swap_blocks(dev, out, [[2, 0]], **o),
+    "pointers": lambda dev, out, **o: ns.swap_blocks_batch(
+        [dev[2].__cuda_array_interface__["data"][0]], [out.ctypes.data], [64], **o
+    ),
+    "copy": lambda dev, out, **o: ns.copy(dev[2], out[0], **o),
+    "copy_many": lambda dev, out, **o: ns.copy_many([(dev[2], out[0])], **o),
+    "copy_boxes": lambda dev, out, **o: ns.copy_boxes(dev, out, [[2, 0]], [[0, 0]], (8,), **o),
+    "exchange": lambda dev, out, **o: ns.exchange(dev, out, [[2, 0]], [[1, 3]], **o),
+    "gather": lambda dev, out, **o: ns.gather(dev, [2], out, **o),
+    "scatter": lambda dev, out, **o: ns.scatter(dev, out, [0], slots=[2], **o),
+    "plan": lambda dev, out, **o: ns.plan_blocks(dev, out, [[2, 0]]).run(**o),
+    "planned exchange": lambda dev, out, **o: ns.plan_exchange(dev, out, [[2, 0]], [[1, 3]]).run(
+        **o
+    ),
+}
+
+
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_comes_after_what_it_is_told_to(gpu, verb, default):
+    src, device, out = gpu.pinned_array((4, 8)), gpu.device_array((4, 8)), gpu.pinned_array((4, 8))
+    src[:], out[:] = 3.0, 0.0
+    copies, compute = two_streams(gpu)
+    compute = None if default else compute
+    device.copy_to_device(np.zeros((4, 8)))
+    # Twice: the second call may take the short way.
+    for value in (3.0, 4.0):
+        src[:] = value
+        transfer = ns.swap_blocks(src, device, [[1, 2]], stream=copies)
+        VERBS[verb](device, out, stream=compute, after=[transfer]).wait()
+        assert (out[0] == value).all()
+        VERBS[verb](device, out, stream=compute, after=transfer).wait()
+
+
+def test_what_comes_after_must_be_transfers(gpu):
+    src, device = gpu.pinned_array((4, 8)), gpu.device_array((4, 8))
+    for wrong in (3, [3], ["transfer"]):
+        with pytest.raises(ns.BadArgumentError, match="no Transfer"):
+            ns.swap_blocks(src, device, [[0, 0]], after=wrong)
+    ns.swap_blocks(src, device, [[0, 0]], after=[]).wait()
+
+
+def test_a_captured_stream_does_not_wait_for_what_is_outside(gpu):
+    src, device = gpu.pinned_array((4, 8)), gpu.device_array((4, 8))
+    copies, compute = two_streams(gpu)
+    transfer = ns.swap_blocks(src, device, [[0, 0]], stream=copies)
+    gpu.library.begin_capture(compute.handle)
+    with pytest.raises(ns.CapturedTransferError, match="before the capture"):
+        transfer.wait_on(compute)
+    captured = ns.swap_blocks(src, device, [[1, 1]], stream=compute, mode="kernel")
+    gpu.library.end_capture(compute.handle)  # it was not lost
+    for ask in (captured.wait_on, captured.add_done_callback):
+        with pytest.raises(ns.CapturedTransferError):
+            ask(copies)
+    transfer.wait()
+    transfer.wait_on(compute)  # nothing is left to wait for
+
+
+def test_a_wait_ends_when_its_time_is_over(gpu, monkeypatch):
+    src, device = gpu.pinned_array((4, 8)), gpu.device_array((4, 8))
+    transfer = ns.swap_blocks(src, device, [[0, 0]])
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu.driver, "event_done", lambda event: False)
+        start = time.monotonic()
+        with pytest.raises(ns.TransferTimeoutError, match=r"not over after 0\.02 s") as caught:
+            transfer.wait(timeout=0.02)
+        assert time.monotonic() - start >= 0.02
+        assert isinstance(caught.value, TimeoutError)
+        with pytest.raises(ns.TransferTimeoutError):
+            ns.wait_all([transfer], timeout=0.01)
+    transfer.wait(timeout=10)
+    for wrong in (-1, "soon", True):
+        with pytest.raises(ns.BadArgumentError, match="timeout"):
+            transfer.wait(timeout=wrong)
+
+
+def test_all_are_waited_for_even_if_one_fails(gpu):
+    src, device = gpu.pinned_array((4, 8)), gpu.device_array((4, 8))
+    transfers = [ns.swap_blocks(src, device, [[i, i]]) for i in range(3)]
+    gpu.library.faults.add(Fault("cuEventSynchronize", 1))
+    with pytest.raises(ns.DriverCallError):
+        ns.wait_all(transfers)
+    assert [transfer._work.over for transfer in transfers] == [False, True, True]
+    ns.wait_all(iter(transfers))
+    with pytest.raises(ns.BadArgumentError, match="transfers holds 3"):
+        ns.wait_all([3])
+
+
+def test_callbacks_are_called_once_when_it_is_over(gpu, caplog):
+    src, device = gpu.pinned_array((4, 8)), gpu.device_array((4, 8))
+    told = []
+    transfer = ns.swap_blocks(src, device, [[0, 0]])
+    transfer.add_done_callback(lambda some: told.append((some, some.done())))
+    transfer.add_done_callback(lambda some: 1 / 0)
+    wait_until(lambda: told and "ZeroDivisionError" in caplog.text)
+    assert told == [(transfer, True)]
+    transfer.add_done_callback(told.append)  # at once
+    assert told[1:] == [transfer]
+
+
+def test_a_callback_is_told_of_a_failure_too(gpu):
+    src, device = gpu.pinned_array((4, 8)), gpu.device_array((4, 8))
+    transfer = ns.swap_blocks(src, device, [[0, 0]])
+    gpu.library.faults.add(Fault("cuEventQuery", 700, times=None))
+    told = threading.Event()
+    transfer.add_done_callback(lambda some: told.set())
+    assert told.wait(10)
+    gpu.library.faults.clear()
+    with pytest.raises(ns.DriverCallError, match="ILLEGAL_ADDRESS"):
+        transfer.wait()
+
+
+def test_a_coroutine_waits_for_a_transfer(gpu):
+    src, device = gpu.pinned_array((4, 8)), gpu.device_array((4, 8))
+
+    async def run():
+        transfer = ns.swap_blocks(src, device, [[0, 0]])
+        await transfer
+        assert transfer._work.over
+        await transfer  # again is harmless
+        failing = ns.swap_blocks(src, device, [[0, 0]])
+        gpu.library.faults.add(Fault("cuEventQuery", 700, times=None))
+        with pytest.raises(ns.DriverCallError):
+            await failing
+        gpu.library.faults.clear()
+
+    asyncio.run(run())

@@ -71,6 +71,8 @@ _DEVICE_ATTRIBUTES = {
     abi.DEVICE_CONCURRENT_MANAGED_ACCESS: 1,
 }
 _MAX_THREADS_PER_BLOCK = 1024
+# What each device says that it has; more can be allocated, for it is the host's.
+_DEVICE_BYTES = 16 << 30
 
 
 class Functions:
@@ -202,6 +204,16 @@ class Functions:
     def cuMemHostAlloc(self, address: Any, nbytes: int, flags: int) -> None:
         device = self.contexts[self._required_context()]
         address[0] = self.memory.allocate(nbytes, Kind.PINNED, device).start
+
+    def cuMemFree(self, address: int) -> None:
+        """Free it, after all that was submitted is done, as the driver does."""
+        self.timeline.synchronize()
+        self.memory.free(address, Kind.DEVICE)
+
+    def cuMemGetInfo(self, free: Any, total: Any) -> None:
+        device = self.contexts[self._required_context()]
+        total[0] = _DEVICE_BYTES
+        free[0] = max(0, _DEVICE_BYTES - self.memory.device_bytes(device))
 
     def cuMemFreeHost(self, address: int | None) -> None:
         self.memory.free(address or 0, Kind.PINNED)

@@ -37,6 +37,7 @@ _EXPORTED_AS = {"cuMemcpy3DAsync": "cuMemcpy3DAsync_v2"}
 # Functions that a capture in another thread forbids unless this thread is in relaxed mode.
 _UNSAFE_IN_CAPTURE = {
     "cuMemAlloc",
+    "cuMemFree",
     "cuMemHostAlloc",
     "cuMemFreeHost",
     "cuEventQuery",

@@ -163,6 +163,14 @@ class Memory:
             self._quarantined_bytes -= oldest.nbytes
             self._remove(oldest)
 
+    def device_bytes(self, device: int) -> int:
+        """Bytes of device memory that are allocated on a device."""
+        return sum(
+            a.nbytes
+            for a in self._allocations
+            if a.alive and a.kind is Kind.DEVICE and a.device == device
+        )
+
     def living(self) -> Counter[str]:
         """Count what was allocated or registered and not freed, by kind."""
         return Counter(a.kind.value for a in self._allocations if a.alive)

@@ -23,7 +23,7 @@ from numba_swap.swap.plan_cache import ArrayPair, plan_cache
 from numba_swap.swap.prepared.rows import PreparedRows
 from numba_swap.swap.prepared.runs import PreparedLaunch
 from numba_swap.swap.select import Selection, steps_of
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.transfer import After, Transfer, wait_early
 from numba_swap.swap.verbs import asking_about, current_devices, tuning_for
 
 
@@ -38,6 +38,7 @@ def exchange(
     mode: Mode | str | None = None,
     policy: Policy | str | None = None,
     max_blocks: int | None = None,
+    after: After = None,
 ) -> Transfer:
     """Copy blocks out and other blocks in, in both directions of the link at once.
 
@@ -58,7 +59,7 @@ def exchange(
         Of each row, the block of `host` that is read (column 0) and the block of `device` that is
         written (column 1). In both, the source comes first, as in `numba_swap.swap_blocks`; so
         slots of `device` stand in column 0 of `page_out` and in column 1 of `page_in`.
-    block_axis, stream, mode, policy, max_blocks
+    block_axis, stream, mode, policy, max_blocks, after
         As for `numba_swap.swap_blocks`.
 
     Returns
@@ -99,8 +100,10 @@ def exchange(
     devices = current_devices()
     known = plan_cache.find(devices, device, host, block_axis, "exchange")
     options = RunOptions(stream_handle(stream), mode, max_blocks, policy)
+    if after is not None:
+        after = wait_early(after, options.stream)
     rows: PreparedRows | None = None
-    if known is not None:
+    if known is not None and not after:
         rows = known.prepared(options.stream)
         if rows is not None:
             transfer = rows.exchange(page_out, page_in, options, (device, host, stream))
@@ -111,7 +114,7 @@ def exchange(
     else:
         layers = known.layers_of(device, host)
     plan = _plan(devices, layers, page_out, page_in)
-    transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks)
+    transfer = plan.run(stream, mode, policy=policy, max_blocks=max_blocks, after=after)
     if known is None:
         known = plan_cache.remember(devices, device, host, block_axis, layers, "exchange")
     outdated = rows is None or not rows.stays_right(options, layers[0])

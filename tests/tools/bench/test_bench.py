@@ -77,6 +77,7 @@ def test_the_suite_runs_where_it_measures_nothing():
     """Sections that need no GPU, over little memory; the loop, for simulated kernels are slow."""
     sections = (
         *("throughput", "planning", "duplex", "numba-loop", "choosing", "exchange", "pageable"),
+        "cache",
     )
     lines = []
     with open_gpu("13.0") as gpu, ns.override(mode="loop"):
@@ -88,6 +89,7 @@ def test_the_suite_runs_where_it_measures_nothing():
     names = [row["name"] for row in written["rows"]]
     assert sum(name.startswith("contiguous 1 MiB, ") for name in names) == 2 * 3
     assert sum(name.startswith("exchange, ") for name in names) == 3 * 3 * 2
+    assert sum(name.startswith("cache: ") for name in names) == 2 + 3 * 3 + 3 + 2
     for row in run.rows:
         if "ceiling_ns" in row.details:
             ceiling = Samples(raw_ns=row.details["ceiling_ns"]).rate(1 << 20)

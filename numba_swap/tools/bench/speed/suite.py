@@ -18,6 +18,7 @@ from numba_swap.dispatch.settings import check_positive
 from numba_swap.tools.bench.gpu import open_gpu
 from numba_swap.tools.bench.machine import describe_machine
 from numba_swap.tools.bench.speed.boxes import measure_boxes
+from numba_swap.tools.bench.speed.cache import measure_cache
 from numba_swap.tools.bench.speed.exchange import measure_duplex, measure_exchange
 from numba_swap.tools.bench.speed.latency import measure_capture, measure_latency, measure_planning
 from numba_swap.tools.bench.speed.overlap import measure_overlap
@@ -51,6 +52,7 @@ SECTIONS: dict[str, Callable[[SpeedRun], None]] = {
     "boxes": measure_boxes,
     "pageable": measure_pageable,
     "peers": measure_peers,
+    "cache": measure_cache,
 }
 
 

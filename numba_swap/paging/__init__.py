@@ -1,0 +1,1 @@
+"""Data larger than the GPU: a cache of blocks in device memory."""
