@@ -91,10 +91,15 @@ class InFlight:
         """Track what may have been submitted before an error to its end, and release it then.
 
         Where the driver refuses even that, it is asked again until it does not: to free what may
-        be in use is worse than to keep it for longer.
+        be in use is worse than to keep it for longer. Private streams that could not be joined are
+        waited for here, if the driver lets that be.
         """
         if not self.event:
             return  # captured
+        if self._unmarked:
+            # Nothing orders these before what the user enqueues next: it could be overwritten.
+            with contextlib.suppress(DriverCallError):
+                self._wait_for_unmarked()
         lost = self._unmarked
         # A thread's own default stream is known to that thread alone; the legacy one waits for it.
         default = self._driver.is_default_stream(stream)

@@ -446,6 +446,16 @@ def rows_in_doubt(error, count):
     return list(error.submitted_rows)
 
 
+@pytest.mark.parametrize("kinds", range(len(KINDS)))
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_what_could_not_be_joined_does_not_overwrite_what_comes_later(kinds, own_stream):
+    """A batch in a private stream that the user's stream could not be made to wait for."""
+    first = (kinds, "arrays", "batch", list(range(BLOCKS)), BLOCKS, "wait")
+    second = (kinds, "arrays", "auto", [1, 0, *range(2, BLOCKS)], BLOCKS, "wait")
+    check = test_bytes_are_right_or_an_error_tells_what_may_be_wrong.hypothesis.inner_test
+    check([Fault("cuEventRecord", 1, call=2)], [first, second], own_stream, 64)
+
+
 @examples(600)
 @given(
     st.lists(fault_of_any_kind(), min_size=1, max_size=3),
