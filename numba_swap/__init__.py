@@ -57,7 +57,8 @@ from numba_swap.swap.gather import gather, scatter
 from numba_swap.swap.plan import CopyPlan
 from numba_swap.swap.plan_cache import plan_cache
 from numba_swap.swap.transfer import Transfer, wait_all
-from numba_swap.swap.verbs import plan_blocks, swap_blocks, swap_blocks_batch, warm_up
+from numba_swap.swap.verbs import plan_blocks, swap_blocks, swap_blocks_batch
+from numba_swap.swap.warming import warm_up
 
 if TYPE_CHECKING:
     from numba_swap.driver.simulated.gpu import simulate

@@ -21,15 +21,7 @@ from numba_swap._version import __version__
 from numba_swap.device.device import Device
 from numba_swap.device.devices import devices_of
 from numba_swap.device.tuning import Tuning, why_not_figure
-from numba_swap.dispatch.cost_model import (
-    CLASSES,
-    OWN_ROUTES,
-    PEER_ROUTES,
-    ROUTES,
-    CostModel,
-    ModeCost,
-    SharedCost,
-)
+from numba_swap.dispatch.cost_model import CostModel, ModeCost, SharedCost
 from numba_swap.dispatch.schema import (
     SchemaError,
     exactly,
@@ -44,6 +36,7 @@ from numba_swap.dispatch.schema import (
     rule_of,
 )
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import CLASSES, OWN_ROUTES, PEER_ROUTES, ROUTES
 from numba_swap.driver.search.candidates import find_release
 from numba_swap.errors import CalibrationError
 

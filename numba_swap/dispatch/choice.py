@@ -10,16 +10,11 @@ from typing import NamedTuple
 
 from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.conditions import Conditions
-from numba_swap.dispatch.cost_model import (
-    CostModel,
-    Workload,
-    pinned_route,
-    share_workload,
-    split_workload,
-)
+from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.decision import Decision, Estimate, format_us, join_decisions
 from numba_swap.dispatch.ranking import choose, may_split, rank, split_by_share, split_by_size
 from numba_swap.dispatch.settings import Mode, mode_in_force
+from numba_swap.dispatch.workload import Workload, pinned_route, share_workload, split_workload
 
 WhyNot = Callable[[Mode], str | None]
 

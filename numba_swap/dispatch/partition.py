@@ -10,7 +10,7 @@ import numpy.typing as npt
 from numba_swap.copies.copies import Copies
 from numba_swap.copies.ends import SIDES, Ends
 from numba_swap.device.memory import Addresses, Allocation, MemoryKind
-from numba_swap.dispatch.cost_model import CLASS_EDGES, share_out
+from numba_swap.dispatch.workload import CLASS_EDGES, share_out
 
 Rows = npt.NDArray[np.intp]
 

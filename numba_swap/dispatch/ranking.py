@@ -8,8 +8,9 @@ from types import MappingProxyType
 from numba_swap.copies.ends import Direction
 from numba_swap.device.tuning import Tuning
 from numba_swap.dispatch.conditions import Conditions
-from numba_swap.dispatch.cost_model import CLASSES, CostModel, Workload, share_out, split_workload
+from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.dispatch.workload import CLASSES, Workload, share_out, split_workload
 from numba_swap.errors import ModeUnavailableError
 
 Ranking = tuple[tuple[float, Mode], ...]

@@ -16,11 +16,12 @@ from numba_swap.device.peers import Link
 from numba_swap.dispatch.calibration import costs_between, find_costs
 from numba_swap.dispatch.choice import Choice, advise_pinning, decide, estimate
 from numba_swap.dispatch.conditions import Conditions, LaunchContext
-from numba_swap.dispatch.cost_model import CostModel, pinned_route, workload_of
+from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.decision import Decision, Estimate, format_us, join_decisions
 from numba_swap.dispatch.partition import by_direction, by_share, by_size
 from numba_swap.dispatch.ranking import rank
 from numba_swap.dispatch.settings import Mode, Settings, current_settings, parse_mode
+from numba_swap.dispatch.workload import pinned_route, workload_of
 from numba_swap.modes import MODES, why_no_room, why_not_here
 from numba_swap.swap.staged import pieces_of, staged_through
 from numba_swap.swap.steps import Step

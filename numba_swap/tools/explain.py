@@ -15,7 +15,7 @@ from numba_swap.device.peers import Link
 from numba_swap.dispatch.calibration import costs_between, find_costs
 from numba_swap.dispatch.choice import advise_pinning, decide, estimate
 from numba_swap.dispatch.conditions import Conditions, driver_capabilities
-from numba_swap.dispatch.cost_model import CostModel, Workload, class_of, route_of
+from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.decision import Decision
 from numba_swap.dispatch.ranking import block_limit
 from numba_swap.dispatch.settings import (
@@ -25,6 +25,7 @@ from numba_swap.dispatch.settings import (
     current_settings,
     parse_policy,
 )
+from numba_swap.dispatch.workload import Workload, class_of, route_of
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import current_driver
 from numba_swap.driver.simulated import SimulatedLibrary

@@ -31,19 +31,17 @@ from numba_swap.dispatch.calibration import (
     shipped_files,
     use_costs,
 )
-from numba_swap.dispatch.cost_model import (
+from numba_swap.dispatch.cost_model import CostModel, ModeCost, SharedCost
+from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import (
     CLASSES,
     OWN_ROUTES,
     PEER_ROUTES,
     ROUTES,
     ROW_EDGES,
-    CostModel,
-    ModeCost,
-    SharedCost,
     Workload,
     uniform_workload,
 )
-from numba_swap.dispatch.settings import Mode
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.driver.simulated.gpu import SimulatedGPU

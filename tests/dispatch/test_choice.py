@@ -8,14 +8,9 @@ import numba_swap as ns
 from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.dispatch.choice import decide, estimate
 from numba_swap.dispatch.conditions import Capabilities, Conditions
-from numba_swap.dispatch.cost_model import (
-    CostModel,
-    ModeCost,
-    SharedCost,
-    Workload,
-    uniform_workload,
-)
+from numba_swap.dispatch.cost_model import CostModel, ModeCost, SharedCost
 from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.dispatch.workload import Workload, uniform_workload
 
 H2D, D2D, MIXED = ns.Direction.H2D, ns.Direction.D2D, ns.Direction.MIXED
 HERE = Conditions(Capabilities(ns.DriverVersion(12, 8), False, {}))

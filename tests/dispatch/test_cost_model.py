@@ -11,10 +11,11 @@ from numba_swap.copies.ends import Ends
 from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.dispatch.conditions import Capabilities, Conditions
-from numba_swap.dispatch.cost_model import (
+from numba_swap.dispatch.cost_model import CostModel, ModeCost
+from numba_swap.dispatch.ranking import rank, split_by_size
+from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.dispatch.workload import (
     CLASS_EDGES,
-    CostModel,
-    ModeCost,
     Workload,
     class_of,
     route_key,
@@ -24,8 +25,6 @@ from numba_swap.dispatch.cost_model import (
     workload_of,
     workload_of_sizes,
 )
-from numba_swap.dispatch.ranking import rank, split_by_size
-from numba_swap.dispatch.settings import Mode, Policy
 
 KIB, MIB = 1 << 10, 1 << 20
 HERE = Conditions(Capabilities(ns.DriverVersion(13, 0), False, {}))

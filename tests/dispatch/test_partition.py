@@ -10,8 +10,8 @@ from machines import make_copies
 import numba_swap as ns
 from numba_swap.copies.provenance import Selected
 from numba_swap.device.memory import Allocation, MemoryKind
-from numba_swap.dispatch.cost_model import share_workload, split_workload, workload_of
 from numba_swap.dispatch.partition import by_direction, by_share, by_size
+from numba_swap.dispatch.workload import share_workload, split_workload, workload_of
 
 KIB, MIB = 1 << 10, 1 << 20
 # Just below every edge between two classes of lengths, and on it.

@@ -7,9 +7,10 @@ import numba_swap as ns
 from numba_swap.device.devices import devices_of
 from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.dispatch.conditions import Capabilities, Conditions
-from numba_swap.dispatch.cost_model import CostModel, ModeCost, Workload
+from numba_swap.dispatch.cost_model import CostModel, ModeCost
 from numba_swap.dispatch.ranking import choose
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import Workload
 
 
 def plan_between(gpu, src, dst, nbytes=64, rows=16):

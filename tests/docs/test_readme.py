@@ -9,7 +9,7 @@ import pytest
 
 import numba_swap as ns
 from numba_swap.dispatch.calibration import reference_costs
-from numba_swap.dispatch.cost_model import route_key, uniform_workload
+from numba_swap.dispatch.workload import route_key, uniform_workload
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,9 @@ from machines import RealGPU, address_of, capture, make_array, random_bytes, rea
 import numba_swap as ns
 from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, use_costs
-from numba_swap.dispatch.cost_model import ROUTES, ModeCost
+from numba_swap.dispatch.cost_model import ModeCost
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import ROUTES
 from numba_swap.driver.current import default_driver
 
 pytestmark = pytest.mark.gpu

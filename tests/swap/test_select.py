@@ -16,8 +16,9 @@ from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch import settings
 from numba_swap.dispatch.calibration import find_costs, use_costs
 from numba_swap.dispatch.conditions import Conditions, LaunchContext, driver_capabilities
-from numba_swap.dispatch.cost_model import ROUTES, CostModel, ModeCost
+from numba_swap.dispatch.cost_model import CostModel, ModeCost
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import ROUTES
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import current_driver, enter_driver, leave_driver
 from numba_swap.driver.simulated import Fault, SimulatedLibrary

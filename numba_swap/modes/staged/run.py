@@ -16,9 +16,9 @@ from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.device.resources import PinnedBuffer
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.conditions import Conditions, LaunchContext
-from numba_swap.dispatch.cost_model import workload_of
 from numba_swap.dispatch.ranking import rank
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import workload_of
 from numba_swap.errors import DriverCallError
 from numba_swap.modes import kernel, loop
 from numba_swap.modes.staged.layout import Layout, Piece, layout_of, ring_for

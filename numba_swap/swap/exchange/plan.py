@@ -16,10 +16,11 @@ from numba_swap.device.devices import Devices
 from numba_swap.device.tuning import Tuning
 from numba_swap.dispatch.calibration import find_costs
 from numba_swap.dispatch.conditions import LaunchContext
-from numba_swap.dispatch.cost_model import CostModel, Workload, workload_of
+from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.decision import Decision, format_us, join_decisions
 from numba_swap.dispatch.ranking import predict_duplex, predict_pairs
 from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.dispatch.workload import Workload, workload_of
 from numba_swap.modes.kernel import exchange as pair_mode
 from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.pools import ExchangePools

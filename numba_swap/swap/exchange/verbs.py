@@ -11,10 +11,10 @@ from numba_swap.device.devices import Devices
 from numba_swap.device.memory import MemoryKind
 from numba_swap.device.streams import stream_handle
 from numba_swap.dispatch.calibration import find_costs
-from numba_swap.dispatch.cost_model import uniform_workload, workload_of
 from numba_swap.dispatch.decision import Decision, join_decisions
 from numba_swap.dispatch.ranking import predict_duplex, predict_pairs, rank
 from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.dispatch.workload import uniform_workload, workload_of
 from numba_swap.errors import BadPlanError
 from numba_swap.swap.context import RunOptions
 from numba_swap.swap.exchange.plan import ExchangePlan, decide_pairs

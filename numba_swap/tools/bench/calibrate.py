@@ -27,15 +27,9 @@ from numba_swap.dispatch.calibration import (
     shared_as_json,
     use_costs,
 )
-from numba_swap.dispatch.cost_model import (
-    OWN_ROUTES,
-    PEER_ROUTES,
-    ROUTES,
-    CostModel,
-    SharedCost,
-    route_key,
-)
+from numba_swap.dispatch.cost_model import CostModel, SharedCost
 from numba_swap.dispatch.settings import DRIVER_VERSION_VARIABLE, current_settings
+from numba_swap.dispatch.workload import OWN_ROUTES, PEER_ROUTES, ROUTES, route_key
 from numba_swap.driver import abi
 from numba_swap.driver.current import current_driver
 from numba_swap.errors import CalibrationError, DriverCallError

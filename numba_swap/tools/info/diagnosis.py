@@ -12,8 +12,9 @@ from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, reference_costs
 from numba_swap.dispatch.choice import decide
 from numba_swap.dispatch.conditions import Capabilities, Conditions
-from numba_swap.dispatch.cost_model import CostModel, route_key, uniform_workload
+from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.settings import Mode, Settings
+from numba_swap.dispatch.workload import route_key, uniform_workload
 from numba_swap.driver import abi
 from numba_swap.driver.calls import Driver
 from numba_swap.driver.entry_points import LookupResult

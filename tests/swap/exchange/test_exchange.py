@@ -10,8 +10,9 @@ import numba_swap as ns
 from numba_swap.device.devices import devices_of
 from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.dispatch.calibration import use_costs
-from numba_swap.dispatch.cost_model import ROUTES, CostModel, ModeCost
+from numba_swap.dispatch.cost_model import CostModel, ModeCost
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import ROUTES
 from numba_swap.swap import execute
 from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.schedule import make_schedule

@@ -12,9 +12,10 @@ from numba_swap.device.devices import devices_of
 from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.dispatch.calibration import use_costs
 from numba_swap.dispatch.conditions import Capabilities, Conditions
-from numba_swap.dispatch.cost_model import ROUTES, CostModel, ModeCost, uniform_workload
+from numba_swap.dispatch.cost_model import CostModel, ModeCost
 from numba_swap.dispatch.ranking import predict_duplex, predict_pairs
 from numba_swap.dispatch.settings import Mode, Policy
+from numba_swap.dispatch.workload import ROUTES, uniform_workload
 from numba_swap.swap.exchange.pairing import SlotTable
 from numba_swap.testing import Fault
 

@@ -8,8 +8,9 @@ import numba_swap as ns
 from numba_swap.copies import block_array
 from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, use_costs
-from numba_swap.dispatch.cost_model import ROUTES, CostModel, ModeCost
+from numba_swap.dispatch.cost_model import CostModel, ModeCost
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import ROUTES
 
 ROWS = np.array([[0, 8], [2, 4], [40, 50]]), np.array([[8, 0], [54, 2], [52, 62]])
 

@@ -9,16 +9,9 @@ import numpy as np
 
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
 from numba_swap.dispatch.calibration import fill_peer_routes, reference_costs
-from numba_swap.dispatch.cost_model import (
-    CLASSES,
-    OWN_ROUTES,
-    PEER_ROUTES,
-    ROUTES,
-    CostModel,
-    ModeCost,
-    Workload,
-)
+from numba_swap.dispatch.cost_model import CostModel, ModeCost
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import CLASSES, OWN_ROUTES, PEER_ROUTES, ROUTES, Workload
 
 # What a measured median may be off by: a few microseconds whatever it is, and a share of it. Both
 # were seen from run to run on an H200.

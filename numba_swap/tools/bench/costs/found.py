@@ -7,15 +7,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from numba_swap.dispatch.cost_model import (
-    BOX_ROUTES,
-    CLASS_EDGES,
-    ROW_EDGES,
-    CostModel,
-    ModeCost,
-    Workload,
-)
+from numba_swap.dispatch.cost_model import CostModel, ModeCost
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import BOX_ROUTES, CLASS_EDGES, ROW_EDGES, Workload
 from numba_swap.tools.bench.costs.fit import TimedSwap
 from numba_swap.tools.units import KIB, MIB
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from numba_swap.copies.ends import Direction
 from numba_swap.device.devices import devices_of
-from numba_swap.dispatch.cost_model import workload_of
 from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.workload import workload_of
 from numba_swap.driver import abi
 from numba_swap.errors import DriverCallError, ModeUnavailableError
 from numba_swap.swap.plan import CopyPlan
@@ -238,6 +238,8 @@ class SwapTimer:
         """Return the median time of each mode that can run; a round of all after another."""
         stream, plan = self.stream, self.plan(swap)
         load = workload_of(plan.copies)
+        if not load.terms:  # boxes for which there is no memory
+            return []
         actions: dict[Mode, Callable[[], object]] = {}
         for mode in Mode:
             if self._would_take_us(swap, mode) > self._grid.longest_us:
