@@ -40,9 +40,14 @@ from numba_swap.errors import (
     TransferTimeoutError,
     UnsupportedArrayError,
 )
-from numba_swap.paging.block_cache import BlockCache, CacheStats
-from numba_swap.paging.lease import Lease
-from numba_swap.paging.memory import suggest_slots
+from numba_swap.paging.cache.block_cache import BlockCache, CacheStats
+from numba_swap.paging.cache.lease import Lease
+from numba_swap.paging.cache.memory import suggest_slots
+from numba_swap.paging.tiles.run import Step
+from numba_swap.paging.tiles.snapshots import Snapshot, Snapshots
+from numba_swap.paging.tiles.streaming import TileStream, stream_tiles
+from numba_swap.paging.tiles.tiling import Tiling
+from numba_swap.paging.tiles.visits import run_steps
 from numba_swap.swap.boxes import (
     copy,
     copy_boxes,
@@ -90,6 +95,11 @@ __all__ = [
     "ModeUnavailableError",
     "NumbaSwapError",
     "Policy",
+    "Snapshot",
+    "Snapshots",
+    "Step",
+    "TileStream",
+    "Tiling",
     "Transfer",
     "TransferTimeoutError",
     "UnsupportedArrayError",
@@ -109,8 +119,10 @@ __all__ = [
     "plan_copy",
     "plan_exchange",
     "plan_many",
+    "run_steps",
     "scatter",
     "simulate",
+    "stream_tiles",
     "suggest_slots",
     "swap_blocks",
     "swap_blocks_batch",

@@ -1,1 +1,1 @@
-"""Data larger than the GPU: a cache of blocks in device memory."""
+"""Data larger than the GPU: a cache of blocks, tiles of fields that stream through it."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.errors import BadArgumentError, say
-from numba_swap.paging.replay import ALL, Replay, replay
+from numba_swap.paging.cache.replay import ALL, Replay, replay
 
 
 def read_trace(path: str, request: int | None) -> list[Integers]:

@@ -1484,3 +1484,88 @@ def test_events_belong_to_the_context_of_their_stream():
     assert there.take_spare_event() != 0
     here.wait_for(after, after)
     assert made == [there.handle, here.handle]
+
+
+# -- functions launched as kernels ---------------------------------------------------------------
+
+
+def test_functions_run_in_stream_order():
+    with simulate() as gpu:
+        array, others = gpu.device_array(4), [gpu.stream(non_blocking=True) for _ in range(2)]
+        array.copy_to_device(np.zeros(4))
+        ran = []
+
+        def add(a, number):
+            ran.append(number)
+            a += number
+
+        gpu.launch(add, array[1:], 1, stream=others[0])
+        gpu.launch(add, array[2:], 10, stream=others[0].handle)
+        gpu.launch(add, array, 100, stream=others[1])
+        assert ran == []  # nothing needs it yet
+        others[0].synchronize()
+        assert ran == [1, 10]
+        assert array.copy_to_host().tolist() == [0, 1, 11, 11]
+        gpu.synchronize()
+        assert ran == [1, 10, 100]
+        gpu.launch(add, array, 1000)
+        assert array.copy_to_host().tolist() == [1100, 1101, 1111, 1111]
+
+
+def test_a_function_keeps_its_arrays():
+    with simulate() as gpu:
+        array, stream, seen = gpu.device_array(4), gpu.stream(non_blocking=True), []
+        array.copy_to_device(np.ones(4))
+        gpu.launch(lambda a: seen.append(a.sum()), array, stream=stream)
+        del array
+        gpu.device_array(4)
+        stream.synchronize()
+        assert seen == [4]
+
+
+def test_a_launch_can_fail():
+    with simulate() as gpu:
+        gpu.library.faults.add(Fault("cuLaunchKernel", 2))
+        with pytest.raises(DriverCallError, match="cuLaunchKernel"):
+            gpu.launch(print)
+        assert gpu.library.calls["cuLaunchKernel"] == 1
+
+
+def test_what_a_function_raises_breaks_the_context():
+    def run():
+        with simulate() as gpu:
+            gpu.launch(lambda: [].pop())
+            for call in (gpu.synchronize, lambda: gpu.launch(print)):
+                with pytest.raises(DriverCallError, match="719"):
+                    call()
+
+    with pytest.raises(RuntimeError, match="launched on it") as caught:
+        run()
+    assert isinstance(caught.value.__cause__, IndexError)
+
+
+def test_device_arrays_have_a_length_and_other_shapes():
+    with simulate() as gpu:
+        array = gpu.device_array((2, 6))
+        array.copy_to_device(np.arange(12).reshape(2, 6))
+        assert len(array) == 2
+        assert (
+            array.reshape(3, 4).copy_to_host()[2, 0] == array.reshape((3, -1)).copy_to_host()[2, 0]
+        )
+        array.reshape(12)[3:].copy_to_device(np.zeros(9))  # a view
+        assert array.copy_to_host().sum() == 3
+        with pytest.raises(UnsupportedArrayError, match="contiguous"):
+            array[:, 1:].reshape(10)
+
+
+def test_device_memory_may_have_an_end():
+    with simulate() as gpu:
+        assert gpu.library.memory.free_device_bytes() is None
+        gpu.library.memory.device_limit = 100
+        array = gpu.device_array(10)
+        assert gpu.library.memory.free_device_bytes() == 20
+        with pytest.raises(DriverCallError, match="OUT_OF_MEMORY"):
+            gpu.device_array(3)
+        gpu.pinned_array(100)
+        del array
+        gpu.device_array(12)

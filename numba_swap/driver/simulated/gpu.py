@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import EllipsisType, NoneType
 from typing import Any, TypeAlias, cast
 
@@ -96,6 +96,26 @@ class SimulatedDeviceArray:
             indices += (Ellipsis,)  # without it, a single element would be no view
         return SimulatedDeviceArray(self._library, self._memory[indices], self.device)
 
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def reshape(self, *shape: Any) -> SimulatedDeviceArray:
+        """Return a view of another shape, as of a contiguous array in Numba.
+
+        Parameters
+        ----------
+        *shape : int, or one tuple of int
+            The new shape; one length may be -1.
+
+        Raises
+        ------
+        UnsupportedArrayError
+            An array with gaps: it would have to be copied.
+        """
+        if not self._memory.flags.c_contiguous:
+            raise UnsupportedArrayError("only contiguous device arrays can be reshaped")
+        return SimulatedDeviceArray(self._library, self._memory.reshape(*shape))
+
     def copy_to_host(self, stream: SimulatedStream | None = None) -> npt.NDArray[Any]:
         """Return a copy as a NumPy array.
 
@@ -180,6 +200,44 @@ class SimulatedGPU:
         handle = self.library.create_stream(non_blocking, self._checked(device))
         return SimulatedStream(self.library, handle)
 
+    def launch(self, function: Callable[..., object], *arguments: Any, stream: Any = None) -> None:
+        """Run a Python function in stream order, as a kernel: once, on NumPy views.
+
+        Parameters
+        ----------
+        function : callable
+            Called when its turn comes, with the arguments. It must not call the driver.
+        *arguments : object
+            A device array is handed over as a NumPy array over its memory; all else as it is.
+        stream : stream, int or None, optional
+            As for `numba_swap.swap_blocks`.
+
+        Raises
+        ------
+        DriverCallError
+            If earlier work failed, or a fault was planned for ``cuLaunchKernel``.
+
+        Notes
+        -----
+        What the function raises breaks the context: later calls fail with code 719, and leaving
+        the simulation raises `RuntimeError` from it.
+
+        Examples
+        --------
+        >>> def double(a):
+        ...     a *= 2
+        >>> with simulate() as gpu:
+        ...     array, stream = gpu.device_array(3), gpu.stream()
+        ...     array.copy_to_device([1, 2, 3], stream)
+        ...     gpu.launch(double, array[1:], stream=stream)
+        ...     array.copy_to_host()  # the default stream comes after it
+        array([1., 4., 6.])
+        """
+        views = [a._memory if isinstance(a, SimulatedDeviceArray) else a for a in arguments]
+        handle = 0 if stream is None else _handle_of(stream)
+        # The views keep the memory of device arrays alive until then.
+        self.library.run_function(handle, lambda: function(*views))
+
     def synchronize(self) -> None:
         """Do all that was submitted to any stream."""
         self.library.synchronize()
@@ -216,6 +274,12 @@ class SimulatedGPU:
         return flat.reshape(shape)
 
 
+def _handle_of(stream: Any) -> int:
+    """Return the handle of a stream that has one, or is one."""
+    protocol = getattr(stream, "__cuda_stream__", None)
+    return int(stream if protocol is None else protocol()[1])
+
+
 @contextlib.contextmanager
 def simulate(
     driver_version: DriverVersionLike = (13, 0),
@@ -248,8 +312,9 @@ def simulate(
     SimulatedGPU
         It makes memory and streams: ``pinned_array(shape, dtype)``, ``device_array(shape, dtype)``
         (with ``copy_to_host`` and ``copy_to_device``), ``managed_array(shape, dtype)``,
-        ``stream()``; ``synchronize()`` waits for all work. Of several GPUs, ``device=1`` makes
-        arrays and streams of the second one.
+        ``stream()``; ``launch(function, *arrays, stream=)`` runs a Python function as a kernel;
+        ``synchronize()`` waits for all work. Of several GPUs, ``device=1`` makes arrays and streams
+        of the second one.
 
     Raises
     ------
@@ -258,7 +323,7 @@ def simulate(
     DriverCallError
         On leaving, if work failed and no driver call has reported it.
     RuntimeError
-        On leaving, if the simulation itself failed.
+        On leaving, if the simulation itself failed, or a function that was launched on it.
 
     Notes
     -----
@@ -293,4 +358,6 @@ def simulate(
         leave_driver(gpu.driver)
         # Also over an error from the body, which is most likely the consequence (code 999).
         if library.internal_error is not None:
-            raise RuntimeError("the simulated driver failed") from library.internal_error
+            raise RuntimeError(
+                "the simulated driver failed, or a function that was launched on it"
+            ) from library.internal_error

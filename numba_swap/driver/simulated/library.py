@@ -29,6 +29,7 @@ from numba_swap.driver.version import DriverVersion
 from numba_swap.errors import DriverCallError, DriverUnavailableError
 
 _NEWEST = DriverVersion(13, 0)
+_LAUNCH_FAILED = 719
 _BEFORE_INIT = {"cuGetProcAddress", "cuInit", "cuDriverGetVersion", "cuGetErrorName"}
 # Families of functions that report the failure of earlier work.
 _REPORT_STICKY = ("cuMem", "cuStream", "cuEvent", "cuLaunch")
@@ -70,7 +71,8 @@ class SimulatedLibrary:
     faults : FaultPlan
         What is to fail.
     internal_error : Exception or None
-        The first Python exception inside a C function, which returned 999.
+        The first Python exception inside a C function, which returned 999, or inside a function
+        that was launched as a kernel.
 
     Raises
     ------
@@ -311,6 +313,34 @@ class SimulatedLibrary:
         """Destroy a stream: what is in it will still be done, but its handle is no stream."""
         with self._host_call("cuStreamDestroy"):
             self._timeline.destroy_stream(stream)
+
+    def run_function(self, stream: int, function: Callable[[], object]) -> None:
+        """Put a Python function into a stream that stands for a kernel of the user's.
+
+        What it raises breaks the context, as a failing kernel does, and is told when the
+        simulation is left.
+
+        Raises
+        ------
+        DriverCallError
+            If a fault was planned for ``cuLaunchKernel``; or as for any work in a stream.
+        """
+
+        def action() -> None:
+            try:
+                function()
+            except Exception as error:
+                if self.internal_error is None:
+                    self.internal_error = error
+                raise SimulatedFailure(_LAUNCH_FAILED) from None
+
+        with self._host_call("cuLaunchKernel"):
+            self.calls["cuLaunchKernel"] += 1
+            fault = self.faults.due("cuLaunchKernel", ())
+            if fault is not None:
+                raise SimulatedFailure(fault.code)
+            self._check_sticky("cuLaunchKernel")
+            self._timeline.submit(self._stream(stream), action)
 
     def enqueue(
         self, stream: int, action: Action, wait: bool = False, device: int | None = None

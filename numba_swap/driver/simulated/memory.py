@@ -73,12 +73,15 @@ class Memory:
         Whether kernels reach memory that is not known here, as on HMM and ATS machines.
     reached : set of int or None
         The devices whose memory the kernel that runs just now reaches; None if none runs.
+    device_limit : int or None
+        How many bytes of device memory there are, on all devices together.
     """
 
     def __init__(self) -> None:
         self.pinned_limit: int | None = None
         self.pageable_access = False
         self.reached: set[int] | None = None
+        self.device_limit: int | None = None
         self._starts: list[int] = []
         self._allocations: list[Allocation] = []
         self._quarantine: deque[Allocation] = deque()
@@ -88,6 +91,9 @@ class Memory:
         """Allocate memory of one kind, filled with a pattern, at a multiple of 256."""
         if kind is Kind.PINNED:
             self._check_limit(nbytes)
+        free = self.free_device_bytes()
+        if kind is Kind.DEVICE and free is not None and nbytes > free:
+            raise SimulatedFailure(abi.ERROR_OUT_OF_MEMORY)
         buffer = self._fresh(nbytes)
         allocation = Allocation(buffer.ctypes.data, nbytes, kind, device, buffer, whole=True)
         return self._insert(allocation)
@@ -123,6 +129,13 @@ class Memory:
         pinned = sum(a.nbytes for a in self._allocations if a.alive and a.kind in kinds)
         if pinned + nbytes > self.pinned_limit:
             raise SimulatedFailure(abi.ERROR_OUT_OF_MEMORY)
+
+    def free_device_bytes(self) -> int | None:
+        """How much device memory is left; None if there is no limit."""
+        if self.device_limit is None:
+            return None
+        used = (a.nbytes for a in self._allocations if a.alive and a.kind is Kind.DEVICE)
+        return self.device_limit - sum(used)
 
     def register(
         self, buffer: npt.NDArray[np.uint8], device: int, device_offset: int = 0

@@ -142,6 +142,9 @@ def gpu_of(driver: Driver, peer: int | None = None) -> BenchGPU:
 @contextlib.contextmanager
 def on_device(driver: Driver, device: int) -> Iterator[None]:
     """Let the context of a GPU be the calling thread's, for Numba too; then the former one."""
+    if driver.current_device() == device:
+        yield
+        return
     # Numba's way alone may leave the thread without any: it takes away what others had set.
     with driver.activate(driver.primary_context(device)):
         if driver.simulated:

@@ -77,7 +77,7 @@ def test_the_suite_runs_where_it_measures_nothing():
     """Sections that need no GPU, over little memory; the loop, for simulated kernels are slow."""
     sections = (
         *("throughput", "planning", "duplex", "numba-loop", "choosing", "exchange", "pageable"),
-        "cache",
+        *("cache", "streaming"),
     )
     lines = []
     with open_gpu("13.0") as gpu, ns.override(mode="loop"):
@@ -90,6 +90,7 @@ def test_the_suite_runs_where_it_measures_nothing():
     assert sum(name.startswith("contiguous 1 MiB, ") for name in names) == 2 * 3
     assert sum(name.startswith("exchange, ") for name in names) == 3 * 3 * 2
     assert sum(name.startswith("cache: ") for name in names) == 2 + 3 * 3 + 3 + 2
+    assert sum(name.startswith("streaming: ") for name in names) == 13
     for row in run.rows:
         if "ceiling_ns" in row.details:
             ceiling = Samples(raw_ns=row.details["ceiling_ns"]).rate(1 << 20)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numba_swap.paging.block_cache import BlockCache
-from numba_swap.paging.replay import replay
+from numba_swap.paging.cache.block_cache import BlockCache
+from numba_swap.paging.cache.replay import replay
 from numba_swap.swap.exchange.verbs import plan_exchange
 from numba_swap.swap.gather import gather
 from numba_swap.tools.bench.speed.run import SpeedRun

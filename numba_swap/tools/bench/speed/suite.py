@@ -26,6 +26,7 @@ from numba_swap.tools.bench.speed.pageable import measure_pageable
 from numba_swap.tools.bench.speed.peers import measure_peers
 from numba_swap.tools.bench.speed.regret import measure_choosing, measure_regret
 from numba_swap.tools.bench.speed.run import SpeedRun
+from numba_swap.tools.bench.speed.streaming import measure_streaming
 from numba_swap.tools.bench.speed.throughput import (
     measure_few_blocks,
     measure_modes,
@@ -53,6 +54,7 @@ SECTIONS: dict[str, Callable[[SpeedRun], None]] = {
     "pageable": measure_pageable,
     "peers": measure_peers,
     "cache": measure_cache,
+    "streaming": measure_streaming,
 }
 
 

@@ -34,12 +34,12 @@ import numpy.typing as npt
 
 from numba_swap.dispatch.settings import Policy
 from numba_swap.errors import CacheFullError
-from numba_swap.paging.future import Future
-from numba_swap.paging.lease import Lease, LeaseMode, Schedule
-from numba_swap.paging.memory import DeviceArray
-from numba_swap.paging.page_table import Choice, PageTable, Slots
-from numba_swap.paging.pool import Pool
-from numba_swap.paging.residency import Residency
+from numba_swap.paging.cache.future import Future
+from numba_swap.paging.cache.lease import Lease, LeaseMode, Schedule
+from numba_swap.paging.cache.memory import DeviceArray
+from numba_swap.paging.cache.page_table import Choice, PageTable, Slots
+from numba_swap.paging.cache.pool import Pool
+from numba_swap.paging.cache.residency import Residency
 
 
 class CacheStats(NamedTuple):

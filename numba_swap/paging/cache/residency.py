@@ -21,9 +21,9 @@ from numba_swap.errors import (
     DriverCallError,
     NumbaSwapError,
 )
-from numba_swap.paging.lease import Held, Lease
-from numba_swap.paging.memory import DeviceArray, DeviceMemory
-from numba_swap.paging.page_table import (
+from numba_swap.paging.cache.lease import Held, Lease
+from numba_swap.paging.cache.memory import DeviceArray, DeviceMemory
+from numba_swap.paging.cache.page_table import (
     FULL,
     HIT,
     MISS,
@@ -31,9 +31,9 @@ from numba_swap.paging.page_table import (
     PageTable,
     Slots,
 )
-from numba_swap.paging.pool import Pool
-from numba_swap.paging.refusals import leased_error, lost_error, out_of_range, refused
-from numba_swap.paging.tickets import EventMarker, Tickets
+from numba_swap.paging.cache.pool import Pool
+from numba_swap.paging.cache.refusals import leased_error, lost_error, out_of_range, refused
+from numba_swap.paging.cache.tickets import EventMarker, Tickets
 from numba_swap.swap.transfer import Transfer
 
 _NONE: Integers = np.zeros(0, np.int64)

@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 
 from numba_swap.copies.inputs.mapping import Integers
 from numba_swap.errors import BadArgumentError, brief
-from numba_swap.paging.future import Future
-from numba_swap.paging.memory import DeviceArray
-from numba_swap.paging.page_table import NO_SCORE, Slots
+from numba_swap.paging.cache.future import Future
+from numba_swap.paging.cache.memory import DeviceArray
+from numba_swap.paging.cache.page_table import NO_SCORE, Slots
 
 LeaseMode = Literal["r", "rw", "w"]
 MODES = ("r", "rw", "w")

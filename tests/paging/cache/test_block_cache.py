@@ -154,7 +154,7 @@ def test_the_pinned_slots_are_not_used_again_before_they_were_read(cache, gpu):
 
 
 def test_a_request_makes_one_exchange_at_most(cache, gpu, monkeypatch):
-    from numba_swap.paging import pool
+    from numba_swap.paging.cache import pool
 
     calls = Counter()
     for name in ("exchange", "swap_blocks"):
@@ -401,7 +401,7 @@ def test_what_the_host_wrote_is_seen_after_a_drop(cache, gpu, host):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_schedule_fetches_as_little_as_belady_and_one_request_ahead(gpu, host, seed):
-    from numba_swap.paging.replay import replay
+    from numba_swap.paging.cache.replay import replay
 
     rng = np.random.default_rng(seed)
     requests = [np.minimum(rng.zipf(1.2, rng.integers(1, 6)), BLOCKS) - 1 for _ in range(40)]

@@ -14,7 +14,7 @@ from numba_swap.device.devices import devices_of
 from numba_swap.device.streams import probe_stream
 from numba_swap.dispatch.settings import Policy, check_positive
 from numba_swap.errors import BadArgumentError, BadPlanError, CapturedTransferError, brief
-from numba_swap.paging.memory import DeviceArray, DeviceMemory, cache_context, slots_in
+from numba_swap.paging.cache.memory import DeviceArray, DeviceMemory, cache_context, slots_in
 from numba_swap.swap.exchange.pools import OUT_NAMES
 from numba_swap.swap.exchange.verbs import exchange
 from numba_swap.swap.transfer import Transfer

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_swap.copies.inputs.mapping import Integers
-from numba_swap.paging.future import Future
-from numba_swap.paging.page_table import NO_SCORE, POLICIES, PageTable
+from numba_swap.paging.cache.future import Future
+from numba_swap.paging.cache.page_table import NO_SCORE, POLICIES, PageTable
 
 BELADY = "belady"
 

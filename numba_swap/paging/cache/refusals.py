@@ -13,7 +13,7 @@ from numba_swap.errors import (
     LeaseConflictError,
     NumbaSwapError,
 )
-from numba_swap.paging.page_table import CONFLICT, FULL, OUT_OF_RANGE, PageTable
+from numba_swap.paging.cache.page_table import CONFLICT, FULL, OUT_OF_RANGE, PageTable
 
 
 def refused(status: int, ids: Integers, table: PageTable) -> NumbaSwapError:

@@ -9,8 +9,8 @@ import pytest
 
 import numba_swap as ns
 from numba_swap.native import pages
-from numba_swap.paging.page_table import MISS, POLICIES, PageTable
-from numba_swap.paging.replay import ALL, replay
+from numba_swap.paging.cache.page_table import MISS, POLICIES, PageTable
+from numba_swap.paging.cache.replay import ALL, replay
 
 
 def check(table):

@@ -1,0 +1,1 @@
+"""A cache of the blocks of an array that is larger than the GPU."""

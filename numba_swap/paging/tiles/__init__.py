@@ -1,0 +1,1 @@
+"""Fields larger than the GPU, tile by tile."""
