@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
     """A folder for the cache, and for the sources of what is compiled."""
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(disk_cache, "_told", set())
+    monkeypatch.setitem(sys.modules, "functions", None)  # as it was, afterwards
     (tmp_path / "functions.py").write_text(SOURCE)
     return tmp_path
 
@@ -31,6 +32,8 @@ def compile_anew(folder, name="one", signature="int64(int64, int64)"):
     """Compile a function as another process would; return it and whether it was on disk."""
     specification = importlib.util.spec_from_file_location("functions", folder / "functions.py")
     module = importlib.util.module_from_spec(specification)
+    # Numba may look for it by its name, when it takes a function from the disk.
+    sys.modules["functions"] = module
     specification.loader.exec_module(module)
     function = njit(getattr(module, name))
     disk_cache.cache_on_disk(function)

@@ -242,7 +242,8 @@ def test_fences_that_fail_release_nothing_too_early(gpu, faults, function, call)
         ns.swap_blocks(pair.src, device, pair.rows, mode="batch")
     del device
     for work in list(in_flight._unfinished.values()):
-        work.wait_in_own_context()
+        if work._driver is gpu.driver:  # tests before this one may have broken theirs
+            work.wait_in_own_context()
     gc.collect()
     released, now = alive() is None, np.array(pair.dst._memory)
     gpu.library.synchronize()
