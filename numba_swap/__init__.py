@@ -59,9 +59,9 @@ from numba_swap.swap.boxes import (
 from numba_swap.swap.exchange.plan import ExchangePlan
 from numba_swap.swap.exchange.verbs import exchange, plan_exchange
 from numba_swap.swap.gather import gather, scatter
-from numba_swap.swap.plan import CopyPlan
-from numba_swap.swap.plan_cache import plan_cache
-from numba_swap.swap.transfer import Transfer, wait_all
+from numba_swap.swap.plans.plan import CopyPlan
+from numba_swap.swap.plans.plan_cache import plan_cache
+from numba_swap.swap.running.transfer import Transfer, wait_all
 from numba_swap.swap.verbs import plan_blocks, swap_blocks, swap_blocks_batch
 from numba_swap.swap.warming import warm_up
 

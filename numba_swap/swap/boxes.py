@@ -13,10 +13,10 @@ from numba_swap.device.devices import Devices
 from numba_swap.device.streams import stream_handle
 from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.errors import BadArgumentError, BadPlanError
-from numba_swap.swap.context import RunOptions
-from numba_swap.swap.plan import CopyPlan
-from numba_swap.swap.prepared.views import copy_again, find_views, prepare_views
-from numba_swap.swap.transfer import After, Transfer, wait_early
+from numba_swap.swap.plans.plan import CopyPlan
+from numba_swap.swap.plans.prepared.views import copy_again, find_views, prepare_views
+from numba_swap.swap.running.context import RunOptions
+from numba_swap.swap.running.transfer import After, Transfer, wait_early
 from numba_swap.swap.verbs import current_devices
 
 

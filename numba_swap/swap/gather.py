@@ -10,8 +10,8 @@ from numba_swap.copies.inputs.mapping import Integers, read_integers
 from numba_swap.copies.layers import ArgumentNames
 from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.errors import BadArgumentError, BadPlanError, brief
-from numba_swap.swap.context import RunOptions
-from numba_swap.swap.transfer import After, Transfer
+from numba_swap.swap.running.context import RunOptions
+from numba_swap.swap.running.transfer import After, Transfer
 from numba_swap.swap.verbs import RowsRequest, swap_rows
 
 Duplicates = Literal["raise", "first", "last"]

@@ -19,14 +19,14 @@ from numba_swap.dispatch.ranking import rank, split_by_share
 from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.dispatch.workload import uniform_workload, workload_of
 from numba_swap.driver.current import current_driver
-from numba_swap.swap.blueprint import Blueprint
-from numba_swap.swap.context import RunOptions
-from numba_swap.swap.plan import CopyPlan
-from numba_swap.swap.plan_cache import ArrayPair, plan_cache
-from numba_swap.swap.prepared.rows import PreparedRows
-from numba_swap.swap.prepared.runs import PreparedLaunch
-from numba_swap.swap.select import Selection
-from numba_swap.swap.transfer import After, Transfer, wait_early
+from numba_swap.swap.plans.blueprint import Blueprint
+from numba_swap.swap.plans.plan import CopyPlan
+from numba_swap.swap.plans.plan_cache import ArrayPair, plan_cache
+from numba_swap.swap.plans.prepared.rows import PreparedRows
+from numba_swap.swap.plans.prepared.runs import PreparedLaunch
+from numba_swap.swap.running.context import RunOptions
+from numba_swap.swap.running.select import Selection
+from numba_swap.swap.running.transfer import After, Transfer, wait_early
 
 
 def plan_blocks(

@@ -14,7 +14,7 @@ from numba_swap.driver import abi
 from numba_swap.modes.kernel import box_source
 from numba_swap.modes.kernel.boxes import prepare_boxes
 from numba_swap.native.boxes import KERNEL_FORM
-from numba_swap.swap.context import RunOptions, launching
+from numba_swap.swap.running.context import RunOptions, launching
 
 WAYS = ["aligned", "split", "narrow", "shifted"]
 ROOM = 1 << 14

@@ -230,6 +230,11 @@ class Holder:
         self.array = array
 
 
+def unfinished_of(gpu):
+    """What is under way on this machine; tests before may have left theirs broken."""
+    return [work for work in in_flight._unfinished.values() if work._driver is gpu.driver]
+
+
 @pytest.mark.parametrize("call", range(1, 18))
 @pytest.mark.parametrize("function", ["cuEventRecord", "cuStreamWaitEvent", "cuEventCreate"])
 def test_fences_that_fail_release_nothing_too_early(gpu, faults, function, call):
@@ -241,9 +246,8 @@ def test_fences_that_fail_release_nothing_too_early(gpu, faults, function, call)
     with suppress(ns.DriverCallError):
         ns.swap_blocks(pair.src, device, pair.rows, mode="batch")
     del device
-    for work in list(in_flight._unfinished.values()):
-        if work._driver is gpu.driver:  # tests before this one may have broken theirs
-            work.wait_in_own_context()
+    for work in unfinished_of(gpu):
+        work.wait_in_own_context()
     gc.collect()
     released, now = alive() is None, np.array(pair.dst._memory)
     gpu.library.synchronize()
@@ -511,11 +515,11 @@ def test_bytes_are_right_or_an_error_tells_what_may_be_wrong(plan, calls, own_st
             gpu.library._timeline.sticky = 0
         else:
             gpu.library.synchronize()
-            for work in list(in_flight._unfinished.values()):
+            for work in unfinished_of(gpu):
                 work.wait_in_own_context()
         for _, dst, _, target, known in sides:
             got = dst.copy_to_host() if hasattr(dst, "copy_to_host") else dst
             assert np.array_equal(got[known], target[known])
         assert gpu.library.internal_error is None
-    assert not in_flight._unfinished
+    assert not unfinished_of(gpu)
     in_flight._kept.clear()

@@ -17,7 +17,7 @@ from numba_swap.errors import BadArgumentError, BadPlanError, CapturedTransferEr
 from numba_swap.paging.cache.memory import DeviceArray, DeviceMemory, cache_context, slots_in
 from numba_swap.swap.exchange.pools import OUT_NAMES
 from numba_swap.swap.exchange.verbs import exchange
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.running.transfer import Transfer
 from numba_swap.swap.verbs import swap_blocks
 
 _ALIGNMENT = 512

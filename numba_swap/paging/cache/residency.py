@@ -34,7 +34,7 @@ from numba_swap.paging.cache.page_table import (
 from numba_swap.paging.cache.pool import Pool
 from numba_swap.paging.cache.refusals import leased_error, lost_error, out_of_range, refused
 from numba_swap.paging.cache.tickets import EventMarker, Tickets
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.running.transfer import Transfer
 
 _NONE: Integers = np.zeros(0, np.int64)
 _PREFETCH = "prefetch"

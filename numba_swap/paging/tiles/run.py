@@ -24,7 +24,7 @@ from numba_swap.paging.tiles.fields import Fields, least_row_bytes
 from numba_swap.paging.tiles.slots import Buffer, Needs, Output, Slot, Slots
 from numba_swap.paging.tiles.tiling import Order, Tiling
 from numba_swap.swap.boxes import copy
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.running.transfer import Transfer
 
 _log = logging.getLogger("numba_swap")
 _SHORT_ROW_BYTES = 64

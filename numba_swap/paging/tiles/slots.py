@@ -18,7 +18,7 @@ from numba_swap.paging.tiles.arrays import arrays_of
 from numba_swap.paging.tiles.box import Index, Slices
 from numba_swap.paging.tiles.tiling import Tiling
 from numba_swap.swap.boxes import copy
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.running.transfer import Transfer
 
 
 class Mark:

@@ -19,7 +19,7 @@ from numba_swap.errors import BadArgumentError, BadPlanError, UnsupportedArrayEr
 from numba_swap.paging.tiles.arrays import arrays_of
 from numba_swap.paging.tiles.slots import Mark
 from numba_swap.swap.boxes import copy
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.running.transfer import Transfer
 from numba_swap.swap.verbs import current_devices, swap_blocks
 
 

@@ -25,9 +25,9 @@ from numba_swap.modes.kernel import exchange as pair_mode
 from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.pools import ExchangePools
 from numba_swap.swap.exchange.runner import ScheduledExchange
-from numba_swap.swap.plan import Plan
-from numba_swap.swap.select import Selection, select, steps_of
-from numba_swap.swap.steps import Step
+from numba_swap.swap.plans.plan import Plan
+from numba_swap.swap.running.select import Selection, select, steps_of
+from numba_swap.swap.running.steps import Step
 
 
 class ExchangePlan(Plan):

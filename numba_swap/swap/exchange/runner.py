@@ -19,9 +19,9 @@ from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.pools import ExchangePools
 from numba_swap.swap.exchange.schedule import Schedule, make_schedule
 from numba_swap.swap.exchange.staging import StagingBuffers
-from numba_swap.swap.select import select, steps_of
-from numba_swap.swap.staged import staged_through
-from numba_swap.swap.steps import Step
+from numba_swap.swap.running.select import select, steps_of
+from numba_swap.swap.running.staged import staged_through
+from numba_swap.swap.running.steps import Step
 
 Modes = tuple[Mode | None, Mode | None]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from numba_swap.device.memory import Allocation, MemoryKind
 from numba_swap.device.resources import DeviceBuffer
 from numba_swap.dispatch.conditions import LaunchContext
-from numba_swap.swap.staged import Staged
+from numba_swap.swap.running.staged import Staged
 
 
 class _Stage:

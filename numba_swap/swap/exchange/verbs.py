@@ -16,14 +16,14 @@ from numba_swap.dispatch.ranking import predict_duplex, predict_pairs, rank
 from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.dispatch.workload import uniform_workload, workload_of
 from numba_swap.errors import BadPlanError
-from numba_swap.swap.context import RunOptions
 from numba_swap.swap.exchange.plan import ExchangePlan, decide_pairs
 from numba_swap.swap.exchange.pools import OUT_NAMES, ExchangePools
-from numba_swap.swap.plan_cache import ArrayPair, plan_cache
-from numba_swap.swap.prepared.rows import PreparedRows
-from numba_swap.swap.prepared.runs import PreparedLaunch
-from numba_swap.swap.select import Selection, steps_of
-from numba_swap.swap.transfer import After, Transfer, wait_early
+from numba_swap.swap.plans.plan_cache import ArrayPair, plan_cache
+from numba_swap.swap.plans.prepared.rows import PreparedRows
+from numba_swap.swap.plans.prepared.runs import PreparedLaunch
+from numba_swap.swap.running.context import RunOptions
+from numba_swap.swap.running.select import Selection, steps_of
+from numba_swap.swap.running.transfer import After, Transfer, wait_early
 from numba_swap.swap.verbs import asking_about, current_devices, tuning_for
 
 

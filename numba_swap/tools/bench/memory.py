@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from numba_swap.copies.ends import Direction
 from numba_swap.swap.boxes import plan_boxes
-from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.tools.bench.gpu import BenchGPU, Bytes, address_of
 
 Mapping = npt.NDArray[np.int64]

@@ -13,9 +13,9 @@ from numba_swap.dispatch.calibration import use_costs
 from numba_swap.dispatch.cost_model import CostModel, ModeCost
 from numba_swap.dispatch.settings import Mode
 from numba_swap.dispatch.workload import ROUTES
-from numba_swap.swap import execute
 from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.schedule import make_schedule
+from numba_swap.swap.running import execute
 from numba_swap.testing import Fault
 
 BLOCK = 96

@@ -5,7 +5,7 @@ import pytest
 from machines import make_array, random_bytes, read_array
 
 import numba_swap as ns
-from numba_swap.swap import execute
+from numba_swap.swap.running import execute
 
 BLOCK = 64
 # Each slot is refilled from a block that is overwritten: all is staged, in the order of the rows.

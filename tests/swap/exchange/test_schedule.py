@@ -15,7 +15,7 @@ from numba_swap import native
 from numba_swap.device.tuning import DEFAULT_TUNING
 from numba_swap.swap.exchange.pairing import IN, OUT, SlotTable
 from numba_swap.swap.exchange.schedule import assign_evenly, make_schedule
-from numba_swap.swap.prepared.rows import PreparedRows
+from numba_swap.swap.plans.prepared.rows import PreparedRows
 from numba_swap.testing import Fault
 
 # -- numbers of slots and blocks -----------------------------------------------------------------

@@ -8,7 +8,7 @@ from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, use_costs
 from numba_swap.dispatch.cost_model import SharedCost
 from numba_swap.dispatch.settings import Mode
-from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.tools.bench.costs import shared
 from numba_swap.tools.bench.costs.measure import CostGrid, GridBoxes, GridSwap, SwapTimer
 from numba_swap.tools.bench.gpu import BenchGPU

@@ -17,7 +17,7 @@ from numba_swap.dispatch.settings import Mode
 from numba_swap.dispatch.workload import workload_of
 from numba_swap.driver import abi
 from numba_swap.errors import DriverCallError, ModeUnavailableError
-from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.costs.fit import TimedSwap
 from numba_swap.tools.bench.gpu import BenchGPU

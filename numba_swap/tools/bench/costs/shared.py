@@ -10,7 +10,7 @@ from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import find_costs, use_costs
 from numba_swap.dispatch.cost_model import CostModel, SharedCost
 from numba_swap.dispatch.workload import share_out, workload_of
-from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.tools.bench.costs.measure import GridBoxes, GridSwap, SwapTimer
 from numba_swap.tools.bench.timing import measure_in_turn
 

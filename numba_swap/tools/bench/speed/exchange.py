@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from numba_swap.swap.exchange.verbs import exchange, plan_exchange
-from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.gpu import address_of
 from numba_swap.tools.bench.speed.run import SpeedRun

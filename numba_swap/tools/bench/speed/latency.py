@@ -9,8 +9,8 @@ from typing import Any
 from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.settings import Mode
 from numba_swap.modes.kernel.table import Launch
-from numba_swap.swap.plan import CopyPlan
-from numba_swap.swap.prepared.runs import PreparedLaunch
+from numba_swap.swap.plans.plan import CopyPlan
+from numba_swap.swap.plans.prepared.runs import PreparedLaunch
 from numba_swap.swap.verbs import plan_blocks, swap_blocks
 from numba_swap.tools.bench.gpu import BenchGPU
 from numba_swap.tools.bench.speed.run import SpeedRun

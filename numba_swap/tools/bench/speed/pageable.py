@@ -12,7 +12,7 @@ from numba_swap.copies.ends import Direction
 from numba_swap.device.tuning import usable_cpus
 from numba_swap.dispatch.settings import Mode, override
 from numba_swap.errors import ModeUnavailableError
-from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks, swap_blocks
 from numba_swap.tools.bench.memory import BenchMemory, Mapping
 from numba_swap.tools.bench.speed.run import SpeedRun, check_blocks

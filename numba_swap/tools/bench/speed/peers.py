@@ -11,7 +11,7 @@ import numpy as np
 from numba_swap.copies.ends import Direction
 from numba_swap.dispatch.settings import Mode
 from numba_swap.swap.boxes import plan_many
-from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.gpu import BenchGPU, address_of, gpu_of, on_device
 from numba_swap.tools.bench.memory import ITEM_BYTES, BenchMemory, FieldView, scatter

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from numba_swap.copies.ends import Direction
-from numba_swap.swap.plan import CopyPlan
+from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.gpu import BenchGPU
 from numba_swap.tools.bench.machine import describe_machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.running.transfer import Transfer
 from numba_swap.swap.verbs import plan_blocks, swap_blocks
 from numba_swap.tools.bench.ab.arms.actions import Setup
 from numba_swap.tools.bench.ab.spec.arms import Arm

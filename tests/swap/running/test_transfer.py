@@ -146,7 +146,7 @@ def test_failure_names_the_copy_and_what_came_before(gpu, mode):
     library = gpu.driver.library
     plan = ns.plan_blocks(pieces, [device[i] for i in (0, 2, 1, 3)], [[0, 0]] * 0)
     assert len(plan) == 0
-    from numba_swap.swap.plan import CopyPlan
+    from numba_swap.swap.plans.plan import CopyPlan
 
     src = np.array([piece.ctypes.data for piece in pieces], np.uint64)
     dst = np.array([base, base + 64, base + 128, base + 192], np.uint64)
@@ -317,7 +317,7 @@ def test_batch_is_called_in_chunks_over_several_streams(gpu, most, rng):
 
 
 def test_failing_index_counts_over_chunks(gpu):
-    from numba_swap.swap.plan import CopyPlan
+    from numba_swap.swap.plans.plan import CopyPlan
 
     pinned, device = gpu.pinned_array(64, np.uint8), gpu.device_array((10, 64), np.uint8)
     device.copy_to_device(np.zeros((10, 64), np.uint8))

@@ -9,7 +9,7 @@ import pytest
 from machines import make_array, random_bytes, read_array
 
 import numba_swap as ns
-from numba_swap.swap import plan as plans
+from numba_swap.swap.plans import plan as plans
 
 ROWS = np.array([[0, 6], [2, 9], [5, 1], [7, 3], [9, 11]])
 

@@ -26,9 +26,9 @@ from numba_swap.driver.simulated.gpu import SimulatedGPU
 from numba_swap.driver.simulated.memory import Kind
 from numba_swap.modes import batch
 from numba_swap.modes.kernel import launch as kernel
-from numba_swap.swap import select
-from numba_swap.swap.context import RunOptions, launching
-from numba_swap.swap.steps import Step, submit_steps
+from numba_swap.swap.running import select
+from numba_swap.swap.running.context import RunOptions, launching
+from numba_swap.swap.running.steps import Step, submit_steps
 
 # What is staged is pageable memory: see modes/test_staged.py.
 MODES = [Mode.BATCH, Mode.LOOP, Mode.KERNEL]

@@ -11,7 +11,7 @@ from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.dispatch.settings import Mode
 from numba_swap.errors import BadPlanError, CapturedTransferError
-from numba_swap.swap.select import Selection
+from numba_swap.swap.running.select import Selection
 
 
 def rewrite_captured(captured: Iterable[Selection], copies: Copies, launch: LaunchContext) -> None:

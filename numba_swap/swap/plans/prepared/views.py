@@ -20,10 +20,10 @@ from numba_swap.copies.inputs.array_state import read_likeness
 from numba_swap.device.devices import Devices
 from numba_swap.device.memory import MemoryKind
 from numba_swap.driver import abi
-from numba_swap.swap.context import RunOptions
-from numba_swap.swap.plan_cache import Key, plan_cache
-from numba_swap.swap.prepared.runs import PreparedLaunch, PreparedLoop, PreparedRun
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.plans.plan_cache import Key, plan_cache
+from numba_swap.swap.plans.prepared.runs import PreparedLaunch, PreparedLoop, PreparedRun
+from numba_swap.swap.running.context import RunOptions
+from numba_swap.swap.running.transfer import Transfer
 
 _KINDS = {
     MemoryKind.DEVICE: abi.MEMORYTYPE_DEVICE,

@@ -11,11 +11,11 @@ from numba_swap import native
 from numba_swap.copies.layers import LayerPair
 from numba_swap.device.memory import describe_allocation
 from numba_swap.device.resources import BufferList
-from numba_swap.swap.context import RunOptions
-from numba_swap.swap.plan_cache import ByCount
-from numba_swap.swap.prepared.runs import PreparedLaunch
-from numba_swap.swap.select import Selection
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.plans.plan_cache import ByCount
+from numba_swap.swap.plans.prepared.runs import PreparedLaunch
+from numba_swap.swap.running.context import RunOptions
+from numba_swap.swap.running.select import Selection
+from numba_swap.swap.running.transfer import Transfer
 
 
 class Ready(NamedTuple):

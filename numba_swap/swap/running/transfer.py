@@ -18,7 +18,7 @@ from numba_swap.errors import (
     TransferTimeoutError,
     brief,
 )
-from numba_swap.swap import watcher
+from numba_swap.swap.running import watcher
 
 # Between two looks at a transfer that is waited for with a time limit: at first, and at most.
 _SHORTEST_S, _LONGEST_S = 10e-6, 1e-3

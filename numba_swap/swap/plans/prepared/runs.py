@@ -18,9 +18,9 @@ from numba_swap.errors import DriverCallError
 from numba_swap.modes import loop
 from numba_swap.modes.kernel import exchange, launch
 from numba_swap.modes.kernel.table import Launch
-from numba_swap.swap.context import RunOptions
-from numba_swap.swap.select import Selection
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.running.context import RunOptions
+from numba_swap.swap.running.select import Selection
+from numba_swap.swap.running.transfer import Transfer
 
 _log = logging.getLogger("numba_swap")
 

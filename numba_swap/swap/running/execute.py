@@ -9,10 +9,10 @@ from numba_swap.copies.ends import Ends
 from numba_swap.device.in_flight import InFlight
 from numba_swap.dispatch.conditions import LaunchContext
 from numba_swap.errors import DriverCallError
-from numba_swap.swap.context import wait_for_producers
-from numba_swap.swap.select import Selection
-from numba_swap.swap.steps import reserve, submit_step, submit_steps
-from numba_swap.swap.transfer import Transfer
+from numba_swap.swap.running.context import wait_for_producers
+from numba_swap.swap.running.select import Selection
+from numba_swap.swap.running.steps import reserve, submit_step, submit_steps
+from numba_swap.swap.running.transfer import Transfer
 
 
 def execute(

@@ -14,7 +14,7 @@ from numba_swap.driver.current import enter_driver, leave_driver
 from numba_swap.driver.simulated import Fault, SimulatedLibrary
 from numba_swap.driver.simulated.gpu import SimulatedGPU
 from numba_swap.driver.simulated.memory import Kind
-from numba_swap.swap.prepared.views import PreparedViews
+from numba_swap.swap.plans.prepared.views import PreparedViews
 
 FIELD, TILE = (12, 14, 40), (3, 5, 17)
 

@@ -18,13 +18,13 @@ from numba_swap.dispatch.cost_model import CostModel
 from numba_swap.dispatch.decision import Decision
 from numba_swap.dispatch.settings import Mode, Policy
 from numba_swap.errors import BadPlanError
-from numba_swap.swap.blueprint import Blueprint
-from numba_swap.swap.captured import rewrite_captured
-from numba_swap.swap.context import RunOptions, launching
-from numba_swap.swap.execute import execute
-from numba_swap.swap.prepared.runs import PreparedRun, prepared_from
-from numba_swap.swap.select import Selection, advise, choose, decision_key, estimate_modes
-from numba_swap.swap.transfer import After, Transfer, transfers_of, wait_early
+from numba_swap.swap.plans.blueprint import Blueprint
+from numba_swap.swap.plans.captured import rewrite_captured
+from numba_swap.swap.plans.prepared.runs import PreparedRun, prepared_from
+from numba_swap.swap.running.context import RunOptions, launching
+from numba_swap.swap.running.execute import execute
+from numba_swap.swap.running.select import Selection, advise, choose, decision_key, estimate_modes
+from numba_swap.swap.running.transfer import After, Transfer, transfers_of, wait_early
 
 _log = logging.getLogger("numba_swap")
 

@@ -14,8 +14,8 @@ from numba_swap.copies.from_arrays import read_arrays
 from numba_swap.device.devices import devices_of
 from numba_swap.driver.simulated import Fault
 from numba_swap.swap import verbs
-from numba_swap.swap.plan_cache import ByCount, PlanCache
-from numba_swap.swap.prepared.rows import PreparedRows
+from numba_swap.swap.plans.plan_cache import ByCount, PlanCache
+from numba_swap.swap.plans.prepared.rows import PreparedRows
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import enter_driver, leave_driver
 from numba_swap.driver.simulated import SimulatedLibrary
 from numba_swap.driver.simulated.gpu import SimulatedGPU
-from numba_swap.swap import context
+from numba_swap.swap.running import context
 
 ROWS = np.array([[0, 6], [2, 9], [5, 1], [7, 3], [9, 11]])
 

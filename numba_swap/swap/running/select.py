@@ -23,8 +23,8 @@ from numba_swap.dispatch.ranking import rank
 from numba_swap.dispatch.settings import Mode, Settings, current_settings, parse_mode
 from numba_swap.dispatch.workload import pinned_route, workload_of
 from numba_swap.modes import MODES, why_no_room, why_not_here
-from numba_swap.swap.staged import pieces_of, staged_through
-from numba_swap.swap.steps import Step
+from numba_swap.swap.running.staged import pieces_of, staged_through
+from numba_swap.swap.running.steps import Step
 
 
 class Selection(NamedTuple):
