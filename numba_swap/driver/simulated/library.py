@@ -318,12 +318,7 @@ class SimulatedLibrary:
         """Put a Python function into a stream that stands for a kernel of the user's.
 
         What it raises breaks the context, as a failing kernel does, and is told when the
-        simulation is left.
-
-        Raises
-        ------
-        DriverCallError
-            If a fault was planned for ``cuLaunchKernel``; or as for any work in a stream.
+        simulation is left. Faults of ``cuLaunchKernel`` raise here.
         """
 
         def action() -> None:
