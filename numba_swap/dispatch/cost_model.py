@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from numba_swap.device.tuning import DEFAULT_TUNING, Tuning
-from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.settings import DIRECT_MODES, Mode
 from numba_swap.dispatch.workload import BOX_ROUTES, PEER_ROUTES, Workload, pinned_route
 
 
@@ -100,10 +100,6 @@ class SharedCost(NamedTuple):
     megabyte_us: float
 
 
-# What is staged is pageable memory: of routes where nobody has measured it, nothing is said of it.
-_DIRECT_MODES = tuple(mode for mode in Mode if mode is not Mode.STAGED)
-
-
 class CostModel(NamedTuple):
     """The costs of all modes, and where they come from.
 
@@ -184,7 +180,7 @@ class CostModel(NamedTuple):
         """
         measured, tuning = self.routes[workload.route], self.tuning
         forked = spread and tuning.spread_over(workload.copies, workload.nbytes) > 1
-        predicted, expected = [], len(_DIRECT_MODES)
+        predicted, expected = [], len(DIRECT_MODES)
         for mode, cost in measured.items():
             us = cost.predict_us(workload, tuning, forked=forked, max_blocks=max_blocks)
             if mode is Mode.STAGED:  # fewer threads take longer over the rows, in proportion
@@ -193,7 +189,7 @@ class CostModel(NamedTuple):
                 expected += 1
             predicted.append((us, mode))
         if len(measured) < expected:
-            predicted += [(math.inf, mode) for mode in _DIRECT_MODES if mode not in measured]
+            predicted += [(math.inf, mode) for mode in DIRECT_MODES if mode not in measured]
         return predicted
 
     def predict_shared(self, workload: Workload) -> tuple[float, float] | None:

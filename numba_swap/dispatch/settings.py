@@ -53,6 +53,10 @@ class Mode(enum.StrEnum):
     STAGED = "staged"
 
 
+# Those for pinned, managed and device memory; what is staged is pageable.
+DIRECT_MODES = tuple(mode for mode in Mode if mode is not Mode.STAGED)
+
+
 class Policy(enum.StrEnum):
     """What a choice of the mode is to be good for.
 

@@ -6,6 +6,8 @@ the words stand here, beside the code that reads them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
 from numba import types
@@ -67,17 +69,17 @@ _words = types.Array(types.int64, 1, "C")
 functions_type = types.UniTuple(integer, LAUNCH_FUNCTIONS)
 
 
-def pack(**values: int) -> npt.NDArray[np.int64]:
-    """Return the words of a prepared launch, given by their names.
+def pack(fields: Sequence[str], values: Mapping[str, int]) -> npt.NDArray[np.int64]:
+    """Return words in the order of their names.
 
     Raises
     ------
     KeyError
-        If one of `FIELDS` is missing.
+        If one of `fields` is missing, or another is given.
     """
-    if unknown := set(values) - set(FIELDS):
+    if unknown := set(values) - set(fields):
         raise KeyError(unknown)
-    return np.array([values[name] for name in FIELDS], dtype=np.int64)
+    return np.array([values[name] for name in fields], dtype=np.int64)
 
 
 @compiled(types.boolean(_words))
@@ -94,7 +96,8 @@ def _as_before(words):  # type: ignore[no-untyped-def]
 
 
 @compiled(functions_type(_words))
-def _functions_of(words):  # type: ignore[no-untyped-def]
+def functions_of(words):  # type: ignore[no-untyped-def]
+    """Return the driver's functions, with which the words of every prepared call begin."""
     f = _FUNCTIONS
     return words[f], words[f + 1], words[f + 2], words[f + 3], words[f + 4], words[f + 5]
 
@@ -112,7 +115,7 @@ def _launch(words, table, rows, blocks, event):  # type: ignore[no-untyped-def]
         words[s + 4],
     )
     return launch_if_free(
-        _functions_of(words),
+        functions_of(words),
         words[_CONTEXT],
         words[_KERNEL],
         blocks,
@@ -188,7 +191,7 @@ def copy_rows(words, mapping, memory, table, blocks, event):  # type: ignore[no-
         As `launch_and_record`; -1 also if memory is not what it was, or the rows need a closer
         look.
     """
-    functions = _functions_of(words)
+    functions = functions_of(words)
     former = enter_context(functions, words[_CONTEXT])
     if former == NO_CONTEXT:
         return -1, 0
@@ -218,7 +221,7 @@ def exchange_rows(words, out_rows, in_rows, memory, table, blocks, event):  # ty
         As for `copy_rows`; if all went well, `code` is not 0 if slots and blocks are both read
         and overwritten.
     """
-    functions = _functions_of(words)
+    functions = functions_of(words)
     former = enter_context(functions, words[_CONTEXT])
     if former == NO_CONTEXT:
         return -1, 0

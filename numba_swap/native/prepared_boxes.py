@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from numba import types
 
 from numba_swap.native.boxes import (
@@ -21,26 +20,30 @@ from numba_swap.native.driver_calls import (
     launch_if_free,
     leave_context,
 )
-from numba_swap.native.prepared import LAUNCH
+from numba_swap.native.prepared import LAUNCH, functions_of
 
 _functions = types.UniTuple(integer, LAUNCH_FUNCTIONS)
 _words = types.Array(types.int64, 1, "C")
 
 
-@compiled(
-    types.UniTuple(integer, 3)(
-        _functions,
-        integer,
-        integer,
-        integer,
-        column,
-        column,
-        mapping,
-        rows,
-        integer,
-        integer,
-    )
-)
+_arguments = (_functions, *(integer,) * 3, column, column, mapping, rows, integer, integer)
+
+
+@compiled(types.UniTuple(integer, 3)(*_arguments))
+def _boxes_if_free(  # type: ignore[no-untyped-def]
+    functions, memcpy_3d, memcpy, context, dst, src, forms, which, stream, event
+):
+    """Do what `boxes_and_record` does, in the context that is current."""
+    if not is_free(functions, context, stream):
+        return -1, 0, 0
+    code, index = memcpy_loop(memcpy_3d, memcpy, dst, src, forms, which, stream)
+    if code != 0:
+        return 1, code, index
+    code = call(functions[5], (event, stream))
+    return (2 if code != 0 else 0), code, index
+
+
+@compiled(types.UniTuple(integer, 3)(*_arguments))
 def boxes_and_record(  # type: ignore[no-untyped-def]
     functions, memcpy_3d, memcpy, context, dst, src, forms, which, stream, event
 ):
@@ -63,16 +66,9 @@ def boxes_and_record(  # type: ignore[no-untyped-def]
     former = enter_context(functions, context)
     if former == NO_CONTEXT:
         return -1, 0, 0
-    step, code, index = types.int64(-1), types.int64(0), types.int64(0)
-    if is_free(functions, context, stream):
-        step = 0
-        code, index = memcpy_loop(memcpy_3d, memcpy, dst, src, forms, which, stream)
-        if code != 0:
-            step = 1
-        else:
-            code = call(functions[5], (event, stream))
-            if code != 0:
-                step = 2
+    step, code, index = _boxes_if_free(
+        functions, memcpy_3d, memcpy, context, dst, src, forms, which, stream, event
+    )
     leave_context(functions, context, former)
     return step, code, index
 
@@ -110,19 +106,6 @@ _NUMBER_OF_WORDS = KERNEL_FORM.index("words")
 _ALIGNED = 16
 
 
-def pack(**values: int) -> npt.NDArray[np.int64]:
-    """Return the words of a prepared box, given by their names.
-
-    Raises
-    ------
-    KeyError
-        If one of `FIELDS` is missing, or another is given.
-    """
-    if unknown := set(values) - set(FIELDS):
-        raise KeyError(unknown)
-    return np.array([values[name] for name in FIELDS], dtype=np.int64)
-
-
 @compiled(integer(_words, integer, integer))
 def _look(words, side, address):  # type: ignore[no-untyped-def]
     """Ask what memory an array at an address lies in.
@@ -155,21 +138,25 @@ def _look(words, side, address):  # type: ignore[no-untyped-def]
 )
 def _submit(words, form, src, dst, source_ends, memory, table, event):  # type: ignore[no-untyped-def]
     """Launch the kernel over one box, or let the driver copy it, and record an event behind it."""
-    functions = (words[0], words[1], words[2], words[3], words[4], words[5])
+    functions = functions_of(words)
     context, stream = words[_CONTEXT], words[_STREAM]
     dst_column, src_column = np.empty(1, np.uint64), np.empty(1, np.uint64)
     dst_column[0], src_column[0] = types.uint64(dst), types.uint64(src)
     which = np.empty(0, np.int64)
     if words[_KERNEL] == 0:
-        if not is_free(functions, context, stream):
-            return -1, 0
-        code, _ = memcpy_loop(
-            words[_MEMCPY_3D], words[_MEMCPY], dst_column, src_column, form, which, stream
+        step, code, _ = _boxes_if_free(
+            functions,
+            words[_MEMCPY_3D],
+            words[_MEMCPY],
+            context,
+            dst_column,
+            src_column,
+            form,
+            which,
+            stream,
+            event,
         )
-        if code != 0:
-            return 1, code
-        code = call(functions[5], (event, stream))
-        return (2, code) if code != 0 else (0, 0)
+        return step, code
     found = np.zeros((1, _FORM_WORDS), np.int64)
     may_overread = types.int64(source_ends % _ALIGNED == 0)
     describe_forms(dst_column, src_column, form, which, may_overread, found)
@@ -212,7 +199,7 @@ def copy_box(words, form, src, dst, memory, table, event):  # type: ignore[no-un
         As `driver_calls.launch_and_record`; -1 also if either array lies in memory of another sort,
         or not wholly in one allocation; 1 also if the driver refused a copy of the loop.
     """
-    functions = (words[0], words[1], words[2], words[3], words[4], words[5])
+    functions = functions_of(words)
     former = enter_context(functions, words[_CONTEXT])
     if former == NO_CONTEXT:
         return -1, 0

@@ -61,7 +61,7 @@ class ExchangePlan(Plan):
         self._table: Callable[[], SlotTable] = cache(partial(SlotTable, *rows, *pools.blocks))
 
     def __len__(self) -> int:
-        """Return the number of contiguous runs that are copied over the link."""
+        """Return the number of contiguous runs, or of boxes, that are copied over the link."""
         return sum(map(len, self.copies))
 
     def __repr__(self) -> str:

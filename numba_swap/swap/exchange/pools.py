@@ -30,7 +30,7 @@ class PlannedRows(NamedTuple):
     Attributes
     ----------
     out, into : Copies
-        What goes out and what comes in, one copy for every run of every block.
+        What goes out and what comes in, one copy for every run, or every box, of every block.
     shared : tuple of bool or None
         Where rows of the same number go together as they stand: whether what comes in overwrites
         a slot that goes out, and what goes out a block that comes in.

@@ -14,6 +14,7 @@ from numba_swap.driver.calls import Driver
 from numba_swap.driver.current import default_driver
 from numba_swap.driver.simulated.gpu import SimulatedDeviceArray, SimulatedGPU, simulate
 from numba_swap.errors import DriverCallError, DriverUnavailableError
+from numba_swap.paging.tiles.arrays import free_bytes
 
 Bytes = npt.NDArray[np.uint8]
 _PAGE_BYTES = 4096
@@ -105,12 +106,7 @@ class BenchGPU:
 
     def free_bytes(self) -> int | None:
         """Return how much device memory is free; None where that is not known."""
-        if self.simulated:
-            return None
-        try:
-            return int(_numba_cuda().current_context().get_memory_info()[0])
-        except NotImplementedError:  # a memory manager of the user's, set in Numba
-            return None
+        return free_bytes(self.driver)
 
     def as_blocks(self, array: Any, block_bytes: int, nbytes: int) -> Any:
         """Return the first bytes of an array as a new one of shape (blocks, block_bytes)."""

@@ -106,7 +106,7 @@ class PreparedRows:
                     raise LookupError("the memory is not what it was")
                 words |= {f"{side}_at": array.address, f"{side}_asked": asked}
                 words |= {f"{side}_answer{i}": value for i, value in enumerate(answers)}
-        self._words = native.prepared.pack(**words)
+        self._words = native.prepared.pack(native.prepared.FIELDS, words)
 
     def copy(self, mapping: Any, options: RunOptions, holds: tuple[object, ...]) -> Transfer | None:
         """Copy other blocks; None, with nothing done, if this needs the long way.

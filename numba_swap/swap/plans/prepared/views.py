@@ -105,7 +105,7 @@ class PreparedViews:
                 f"{side}_device": allocation.device,
                 f"{side}_device_offset": allocation.device_offset,
             }
-        self._words = native.prepared_boxes.pack(**words)
+        self._words = native.prepared.pack(native.prepared_boxes.FIELDS, words)
 
     def copy(
         self, found: FoundViews, options: RunOptions, holds: tuple[object, ...]
@@ -143,8 +143,7 @@ def copy_again(
     devices: Devices, found: FoundViews, options: RunOptions, holds: tuple[object, ...]
 ) -> Transfer | None:
     """Copy between views as between earlier ones; None, with nothing done, if they were others."""
-    views = plan_cache.views_of(devices)
-    known: PreparedViews | None = None if views is None else views.get(found.key)
+    known: PreparedViews | None = devices.views.get(found.key)
     done = None if known is None else known.copy(found, options, holds)
     if known is not None and done is None:
         devices.views[found.key] = None  # in other memory, for example: prepared anew

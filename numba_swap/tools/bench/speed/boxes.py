@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from numba_swap.copies.ends import Direction
+from numba_swap.dispatch.settings import DIRECT_MODES
 from numba_swap.swap.boxes import copy, plan_boxes, plan_copy
 from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.tools.bench.memory import ITEM_BYTES, BenchMemory, Box, FieldView
-from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import Samples, measure, measure_in_turn
 from numba_swap.tools.units import GIB, MIB

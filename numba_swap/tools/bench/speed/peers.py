@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from numba_swap.copies.ends import Direction
-from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.settings import DIRECT_MODES, Mode
 from numba_swap.swap.boxes import plan_many
 from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.gpu import BenchGPU, address_of, gpu_of, on_device
 from numba_swap.tools.bench.memory import ITEM_BYTES, BenchMemory, FieldView, scatter
 from numba_swap.tools.bench.speed.latency import bare_launch
-from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import Samples, measure, measure_in_turn
 from numba_swap.tools.units import KIB, MIB, format_bytes

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from numba_swap.dispatch.schema import name_of, one_line, read_json
+from numba_swap.dispatch.settings import DIRECT_MODES
 from numba_swap.errors import BadArgumentError
-from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.checks import check_writable
 from numba_swap.tools.streams import run_command
 

@@ -14,13 +14,12 @@ from numba_swap.copies.from_pointers import plan_pointers
 from numba_swap.device.devices import devices_of
 from numba_swap.dispatch.calibration import reference_costs, use_costs
 from numba_swap.dispatch.cost_model import CostModel
-from numba_swap.dispatch.settings import Mode
+from numba_swap.dispatch.settings import DIRECT_MODES, Mode
 from numba_swap.swap.plans.plan import CopyPlan
 from numba_swap.swap.running.context import RunOptions, launching
 from numba_swap.swap.verbs import plan_blocks
 from numba_swap.tools.bench.calibrate import calibrate
 from numba_swap.tools.bench.gpu import address_of
-from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import Samples, measure_in_turn
 from numba_swap.tools.units import KIB, MIB

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from numba_swap.dispatch.settings import Mode
 from numba_swap.tools.bench.timing import Samples
-
-# What pinned and device memory can be forced into.
-DIRECT_MODES = tuple(mode for mode in Mode if mode is not Mode.STAGED)
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from numba_swap.copies.ends import Direction
+from numba_swap.dispatch.settings import DIRECT_MODES
 from numba_swap.swap.verbs import swap_blocks
-from numba_swap.tools.bench.speed.rows import DIRECT_MODES
 from numba_swap.tools.bench.speed.run import SpeedRun
 from numba_swap.tools.bench.timing import measure
 from numba_swap.tools.units import KIB, MIB, format_bytes
