@@ -144,13 +144,9 @@ def _calibrate(
     """Measure one of the GPUs of a name, and, if asked, a pair of each kind that one is part of."""
     device, start = same[0], time.perf_counter()
     driver, key, before = device.driver, key_of(device), find_costs(device)
-    source = f"{key.device}, {key.driver}, measured now"
     with on_device(driver, device.ordinal):
-        cells, blocks, shared = _measure(device, None, progress)
-    tuning = before.tuning
-    # Costs of what is staged hold for the threads that they were measured with.
-    tuning = tuning._replace(host_threads=tuning.threads(current_settings().threads))
-    costs = fit_costs(cells, blocks, source, tuning)._replace(peers=before.peers, shared=shared)
+        cells, costs = _measure(device, None, progress)
+    costs = costs._replace(peers=before.peers)
     first = Calibration(
         costs,
         tuple(cells),
@@ -164,8 +160,7 @@ def _calibrate(
     for one, peer in _one_pair_of_each_kind(same) if pairs else ():
         start, kind = time.perf_counter(), pair_key(one, peer)
         with on_device(driver, one.ordinal):
-            cells, blocks, _ = _measure(one, peer.ordinal, progress)
-        fitted = fit_costs(cells, blocks, source, before.tuning)
+            cells, fitted = _measure(one, peer.ordinal, progress)
         measured = {route: fitted.routes[route] for route in PEER_ROUTES}
         costs = costs._replace(peers={**costs.peers, kind: measured})
         found.append(
@@ -201,19 +196,17 @@ def _one_pair_of_each_kind(same: Sequence[Device]) -> Iterator[tuple[Device, Dev
 
 def _measure(
     device: Device, peer: int | None, progress: Callable[[Progress], object] | None
-) -> tuple[list[TimedSwap], dict[str, float], dict[tuple[str, int], SharedCost]]:
+) -> tuple[list[TimedSwap], CostModel]:
     """Time all swaps of a GPU, or those that it makes from another one; it is the current one.
 
     Returns
     -------
     cells : list of TimedSwap
         What was measured.
-    blocks : dict of str to float
-        For each route, how many thread blocks a kernel needs.
-    shared : dict of (str, int) to SharedCost
-        Where both engines at once pay.
+    costs : CostModel
+        What follows from it.
     """
-    driver = device.driver
+    driver, key = device.driver, key_of(device)
     grid = SIMULATED if driver.simulated else FULL
     gpu = gpu_of(driver, peer)
     try:
@@ -235,14 +228,16 @@ def _measure(
     for direction in dict.fromkeys(swap.direction for swap in swaps):
         route, needed = route_key(direction), timer.full_blocks(direction)
         blocks |= dict.fromkeys((name for name in ROUTES if name.split()[0] == route), needed)
-    before = find_costs(device)
-    costs = fit_costs(cells, blocks, "", before.tuning)
+    tuning = find_costs(device).tuning
+    # Costs of what is staged hold for the threads that they were measured with.
+    tuning = tuning._replace(host_threads=tuning.threads(current_settings().threads))
+    costs = fit_costs(cells, blocks, f"{key.device}, {key.driver}, measured now", tuning)
     shared: dict[tuple[str, int], SharedCost] = {}
     for done, swap in enumerate(both, len(swaps)):
         if progress is not None:
             progress(Progress(done, total, f"{swap}, both engines at once"))
         shared |= measure_shared(timer, device, costs, swap)
-    return cells, blocks, shared
+    return cells, costs._replace(shared=shared)
 
 
 def run_with_progress(*, store: bool, pairs: bool = False) -> Calibration:
